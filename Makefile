@@ -1,0 +1,78 @@
+# make demo   set everything up and explain a real photo
+# make test   set everything up and run every check
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PHOTO ?= examples/temple.jpg
+PHOTO_NAME = $(basename $(notdir $(PHOTO)))
+# -e keeps the checkout in use, so only what is listed here makes an installation stale.
+SETUP := pyproject.toml constraints.txt src/vit_explain/_version.py
+
+.PHONY: help demo test slow lint format bench constraints clean
+
+help:
+	@echo "make demo    install, then explain $(PHOTO) with the bundled model; pictures in demo/"
+	@echo "make test    install, then lint, type check and test"
+	@echo "make slow    the tests that take minutes"
+	@echo "make bench   speed and memory beside the plain model and the original script"
+	@echo "make lint | format | constraints | clean"
+
+demo: $(VENV)/.installed
+	$(BIN)/vit-explain explain $(PHOTO) --out demo/rollout
+	@echo
+	$(BIN)/vit-explain explain $(PHOTO) --target top1 --head-fusion max --discard-ratio 0.5 --out demo/gradient_rollout
+	@echo
+	@echo "Where the model looked:              demo/rollout/$(PHOTO_NAME)/side_by_side.png"
+	@echo "What spoke for the class it chose:   demo/gradient_rollout/$(PHOTO_NAME)/side_by_side.png"
+
+test: lint
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/bench.py
+
+# The newest versions that fit together, for every supported Python; names and versions only.
+constraints: $(VENV)/.dev
+	echo uv | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --extra dev \
+	    --no-header --no-annotate pyproject.toml - --output-file constraints.txt
+
+clean:
+	rm -rf $(VENV) demo build dist .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment, with uv in it where it can be had: it installs in half a minute what takes pip several.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "vit-explain needs Python 3.10 or later; name one: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	    echo "Python cannot make environments here; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv || \
+	    echo "uv could not be installed; pip does it, in a few minutes"
+	@touch $@
+
+install = if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '$(1)'; \
+    else $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(1)'; fi
+
+$(VENV)/.installed: $(VENV)/.created $(SETUP)
+	@echo "Installing vit-explain and what it needs (5.5 GB, most of it torch) into $(VENV) ..."
+	@$(call install,.)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	@echo "Installing what the tests need ..."
+	@$(call install,.[dev])
+	@touch $@

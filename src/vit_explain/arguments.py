@@ -1,0 +1,102 @@
+"""What the words of a command line mean: texts become the values that the library takes, here and only here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ModelError, OptionError, TargetError
+
+if TYPE_CHECKING:
+    from .explainer import Explainer
+
+BUNDLED = "bundled"
+ORIGINAL_DEFAULT = "deit_tiny_patch16_224"
+
+
+def open_explainer(model: str, checkpoint: str | None, labels: str | None, device: str) -> Explainer:
+    """The model that was named, with its class names, on its device."""
+    from .explainer import Explainer
+
+    names = None if labels is None else read_labels(labels)
+    return Explainer(model, checkpoint=checkpoint, labels=names, device=read_device(device))
+
+
+def choose_method(method: str | None, target: Any) -> str:
+    """As the original project has it: no class means attention rollout, a class means gradient rollout."""
+    return method or ("rollout" if target is None else "gradient_rollout")
+
+
+def read_device(name: str) -> str:
+    """``auto`` means the accelerator where there is one."""
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def read_labels(path: str) -> list[str]:
+    """Class names from a file: a JSON list, a JSON object from number to name, or one name a line."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ModelError(f"there is no labels file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"the labels file {path} cannot be read as text: {error}") from None
+    if text.lstrip()[:1] in ("[", "{"):
+        try:
+            found = json.loads(text)
+            names: list[Any] = [found[str(n)] for n in range(len(found))] if isinstance(found, dict) else found
+        except (json.JSONDecodeError, KeyError):
+            names = [None]
+        # The form {"0": ["n01440764", "tench"]} is in wide use.
+        names = [name[-1] if isinstance(name, list) and name else name for name in names]
+    else:
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ModelError(
+            f"the labels file {path} must be one name a line, a JSON list of names, "
+            "or a JSON object from 0, 1, ... to names"
+        )
+    return names
+
+
+def read_target(targets: Sequence[str], against: str | None) -> Any:
+    """The target of ``--target`` (repeatable) and ``--against``; None where neither is given."""
+    if against is not None:
+        from .targets import Contrast
+
+        if len(targets) != 1:
+            raise TargetError("--against needs exactly one --target: the class rather than which it is explained")
+        return Contrast(targets[0], against)
+    if not targets:
+        return None
+    return targets[0] if len(targets) == 1 else list(targets)
+
+
+def read_pairs(pairs: Sequence[str]) -> dict[str, str]:
+    """``key=value`` texts as a dictionary; dashes in keys are the underscores of the library."""
+    read = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            raise OptionError(f"-O takes key=value, not {pair!r}")
+        read[key] = value.strip()
+    return read
+
+
+def read_settings(method: str, texts: dict[str, str]) -> dict[str, Any]:
+    """Options of a method from their texts, each read and checked as its annotation says."""
+    from . import methods as _registers_them  # noqa: F401
+    from .registry import find
+
+    found = find(method)
+    values = {
+        name: found.options[name].parse(text, method) if name in found.options else text for name, text in texts.items()
+    }
+    found.settings(values)
+    return values

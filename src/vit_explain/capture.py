@@ -1,0 +1,171 @@
+"""Record a look: every attention call of a model, without touching the model.
+
+One ``TorchFunctionMode`` intercepts the attention *operation*: fused ``scaled_dot_product_attention`` (recomputed
+later from its q and k, so the fused kernel keeps running) and, for code that spells attention out, a softmax whose
+result goes into a matrix product. The mode is local to the thread and gone when the ``with`` block ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .errors import CaptureError, TargetError
+from .types import Anatomy, Layer, Trace
+
+SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
+PRODUCT = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
+
+
+class AttentionTap(TorchFunctionMode):
+    """Collects one ``Layer`` an attention call while it is entered.
+
+    ``gradient``: outputs stay in the graph, so that ``∂y/∂out`` can be asked for; ``values``: v is kept too.
+    """
+
+    def __init__(self, *, gradient: bool, values: bool) -> None:
+        super().__init__()
+        self.gradient, self.values = gradient, values
+        self.layers: list[Layer] = []
+        self._softmax: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self._fused(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func in SOFTMAX and result.ndim == 4:
+            self._softmax = result
+        elif func in PRODUCT and args[0] is self._softmax:
+            self._softmax = None
+            result = self._leaf(result)
+            values = args[1].detach() if self.values else None
+            self.layers.append(Layer(1.0, v=values, probabilities=args[0].detach(), out=result))
+        return result
+
+    def _fused(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+        if query.ndim != 4:
+            raise CaptureError(f"attention over {tuple(query.shape)} queries: only (B, heads, N, D) is understood")
+        if enable_gqa:
+            groups = query.shape[1] // key.shape[1]
+            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=torch.float32).masked_fill_(~attn_mask, -torch.inf)
+        out = self._leaf(out)
+        self.layers.append(
+            Layer(
+                scale if scale is not None else query.shape[-1] ** -0.5,
+                q=self._keep(query),
+                k=self._keep(key),
+                v=self._keep(value) if self.values else None,
+                bias=attn_mask,
+                causal=is_causal,
+                out=out if self.gradient else None,
+            )
+        )
+        return out
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        """Detached; copied where it is a view that would keep a larger buffer (q, k, v in one) alive for nothing."""
+        tensor = tensor.detach()
+        shared = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+        return tensor.contiguous() if shared and not self.gradient else tensor
+
+    def _leaf(self, out: Tensor) -> Tensor:
+        """Start the graph here where nothing before it needs a gradient (frozen parameters, plain pixels)."""
+        return out.detach().requires_grad_() if self.gradient and not out.requires_grad else out
+
+
+_TRAINING_LOCK = threading.RLock()
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode; the flag of each is put back afterwards, also when something raises."""
+    if not any(module.training for module in model.modules()):
+        yield
+        return
+    with _TRAINING_LOCK:
+        training = [module for module in model.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+def look(model: nn.Module, pixels: Tensor, *, gradient: bool, values: bool) -> tuple[list[Layer], Any]:
+    """Run the model on (B, C, H, W) pixels: the attention calls in order, and what the model returned."""
+    with evaluation_mode(model), AttentionTap(gradient=gradient, values=values) as tap:
+        output = model(pixels)
+    return tap.layers, output
+
+
+def match(layers: list[Layer], anatomy: Anatomy) -> tuple[list[Layer], Layer | None]:
+    """The captured calls as (layers of the blocks, pooling layer), named; an error where they disagree with anatomy."""
+    pooled = anatomy.readout.attention
+    expected = len(anatomy.blocks) + pooled
+    if not layers:
+        raise CaptureError(
+            "no attention call was seen: exported, traced and scripted models cannot be explained; "
+            "use the original torch.nn.Module"
+        )
+    if len(layers) != expected:
+        pooling = " and a pooling attention" if pooled else ""
+        raise CaptureError(
+            f"{len(layers)} attention calls were seen, but the model has {len(anatomy.blocks)} blocks{pooling}: "
+            "its maps would mix layers, so they are refused"
+        )
+    patches = anatomy.grid[0] * anatomy.grid[1]
+    tokens = anatomy.prefix + patches
+    for name, layer in zip((*anatomy.blocks, "attn_pool"), layers, strict=False):
+        layer.name = name
+        queries, keys = layer.shape[2:]
+        fits = keys in (tokens, patches) if name == "attn_pool" else queries == keys == tokens
+        if not fits:
+            raise CaptureError(
+                f"{name}: attention of {queries} queries over {keys} keys was seen, but the model family says "
+                f"{anatomy.prefix} prefix tokens and a {anatomy.grid[0]}x{anatomy.grid[1]} grid, {tokens} tokens"
+            )
+    return (layers[:-1], layers[-1]) if pooled else (layers, None)
+
+
+def differentiate(trace: Trace, value: Tensor, *, keep_graph: bool) -> Trace:
+    """The trace with ``∂y/∂out`` of every layer, for numbers y (B,) that came out of the look.
+
+    Summing over images is exact: no image's number depends on another's layers. Parameter gradients stay untouched.
+    """
+    layers = trace.layers if trace.pool is None else [*trace.layers, trace.pool]
+    outs = [layer.out for layer in layers if layer.out is not None]
+    if not value.requires_grad:
+        raise TargetError("the target does not depend on the model's attention, so there is nothing to explain")
+    grads = torch.autograd.grad(value.sum(), outs, retain_graph=keep_graph, allow_unused=True)
+    known = [
+        dataclasses.replace(layer, out=None, grad_out=torch.zeros_like(out) if grad is None else grad)
+        for layer, out, grad in zip(layers, outs, grads, strict=True)
+    ]
+    pool = None if trace.pool is None else known.pop()
+    return dataclasses.replace(trace, layers=known, pool=pool)

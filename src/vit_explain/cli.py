@@ -1,0 +1,76 @@
+"""The command ``vit-explain``: what it offers, and how every error ends in one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+
+from ._version import __version__
+from .commands import explain, methods, models, sweep
+from .errors import VitExplainError
+from .terminal import complain
+
+# The base of every error in the use of a command, whichever parser typer has below it.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    # Plain help: formatting it through rich takes longer than the rest of the program's start.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.command()(explain.explain)
+app.command()(sweep.sweep)
+app.command()(methods.methods)
+app.command()(models.models)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"vit-explain {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Show where a Vision Transformer looked, and which pixels spoke for a class."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; 0 for success, 1 where some of several images failed, 2 for an error said in one line."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    return said_in_one_line(lambda: app(args=given or ["--help"], prog_name="vit-explain", standalone_mode=False) or 0)
+
+
+def said_in_one_line(run: Callable[[], int]) -> int:
+    """The exit code of ``run``, its errors told to the person at the terminal."""
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:  # what libraries say to programmers; python -W default shows it
+                warnings.simplefilter("ignore")
+            return run()
+    except VitExplainError as error:
+        complain(str(error))
+        return 2
+    except UsageError as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "vit-explain"
+        complain(f"{error.format_message().rstrip('.')} (see {path} --help)")  # type: ignore[attr-defined]
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        complain("stopped")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has seen enough. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,178 @@
+"""``vit-explain explain``: pictures and numbers for photos."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..arguments import BUNDLED, ORIGINAL_DEFAULT, choose_method, open_explainer, read_pairs, read_settings, read_target
+from ..errors import ImageError
+from ..terminal import complain, print_json, screen
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..explainer import Explainer
+    from ..explanation import Explanation
+
+# What several commands take, worded once.
+Model = Annotated[
+    str, typer.Option(metavar="NAME", help="Model to explain: 'bundled', or any name that `vit-explain models` lists.")
+]
+Checkpoint = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Weights for --model: .safetensors, or a .pth holding tensors only.")
+]
+Labels = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Class names: one a line, or JSON; by default the model's own.")
+]
+MethodName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="One of `vit-explain methods`; by default rollout, and gradient_rollout where a --target is given.",
+    ),
+]
+Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, or auto.")]
+Extra = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-O", metavar="KEY=VALUE", help="Any other option of the method. Repeatable."),
+]
+Colormap = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Colours of the map; by default perceptually uniform, diverging if signed."),
+]
+Opacity = Annotated[float | None, typer.Option(metavar="0..1", help="Opacity of the strongest relevance.")]
+MaxPixels = Annotated[int | None, typer.Option(metavar="N", min=1, help="Refuse pictures of more pixels than this.")]
+
+
+def explain(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Photos to explain.")],
+    model: Model = BUNDLED,
+    checkpoint: Checkpoint = None,
+    labels: Labels = None,
+    method: MethodName = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CLASS", help="Class to explain: a number, a label, 'top1' or 'top3'. Repeatable."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="CLASS", help="Explain --target rather than this class.")
+    ] = None,
+    head_fusion: Annotated[str | None, typer.Option(metavar="mean|max|min", help="How heads become one.")] = None,
+    discard_ratio: Annotated[
+        str | None, typer.Option(metavar="0..1", help="Share of the lowest attention to discard; below 1.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(metavar="N", help="Layer, from 0; -1 is the last.")] = None,
+    head: Annotated[str | None, typer.Option(metavar="N", help="Head, from 0, or how heads become one.")] = None,
+    option: Extra = None,
+    colormap: Colormap = None,
+    opacity: Opacity = None,
+    max_pixels: MaxPixels = None,
+    out: Annotated[str, typer.Option(metavar="DIR", help="Where a folder for each photo is made.")] = "vit-explain-out",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+    device: Device = "cpu",
+) -> int:
+    """Explain photos: overlay.png, side_by_side.png, explanation.npz and manifest.json for each."""
+    texts = given(head_fusion=head_fusion, discard_ratio=discard_ratio, layer=layer, head=head)
+    texts |= read_pairs(option or [])
+    wanted = read_target(target or [], against)
+    method = choose_method(method, wanted)
+    settings = read_settings(method, texts) | given(max_pixels=max_pixels)
+    explainer = open_explainer(model, checkpoint, labels, device)
+    console = screen()
+    if not as_json:
+        introduce(console, explainer)
+
+    done: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    with progress(len(images)) as step:
+        for image, folder in zip(images, folders(images, Path(out)), strict=True):
+            try:
+                explanation = explainer.explain(image, method=method, target=wanted, **settings)
+                files = explanation.save(folder, **given(colormap=colormap, opacity=opacity))
+            except ImageError as error:
+                complain(str(error))
+                failed.append({"image": image, "error": str(error)})
+            else:
+                if not as_json:
+                    describe(console, image, explanation, files)
+                done.append({"image": image, "files": [str(file) for file in files], **explanation.as_dict()})
+            step()
+    if as_json and done:
+        print_json({"explanations": done, "failed": failed})
+    if not failed:
+        return 0
+    return 1 if done else 2
+
+
+def given(**named: Any) -> dict[str, Any]:
+    """The keywords that are not None."""
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def introduce(console: Console, explainer: Explainer) -> None:
+    """Which model it is, and how to choose another."""
+    console.print(f"Model: {explainer.model_name}", end="")
+    if explainer.model_name == BUNDLED:
+        known = ", ".join(explainer.labels or [])
+        console.print(f" (knows {known}).")
+        console.print(
+            f"Another: --model {ORIGINAL_DEFAULT} is the original project's; `vit-explain models` lists them."
+        )
+    else:
+        console.print()
+
+
+def describe(console: Console, image: str, explanation: Explanation, files: Sequence[Path]) -> None:
+    """What was found in one photo, in words."""
+    options = ", ".join(f"{name}={value}" for name, value in explanation.options.items())
+    console.print(f"\n{image}: {explanation.method}" + (f" ({options})" if options else ""))
+    if best := likeliest(explanation):
+        console.print(f"  The model says   {best}")
+    for row, name in enumerate(explanation.targets):
+        console.print(f"  Explained        {name or 'no class in particular: where the model looked'}")
+        console.print(f"  Where            {explanation.where(row)}")
+    console.print(f"  Time             {explanation.seconds:.2f} s")
+    console.print(f"  Files            {files[0].parent}/: {', '.join(file.name for file in files)}")
+
+
+def likeliest(explanation: Explanation) -> str:
+    """The classes that the model finds likeliest, with probabilities; empty for a model without classes."""
+    return "   ".join(f"{label} {probability:.1%}" for label, _, probability in explanation.top(0, 3))
+
+
+def folders(images: Sequence[str], out: Path) -> list[Path]:
+    """A folder for each image, named after its file; a second file of the same name gets -2, and so on."""
+    taken: set[str] = set()
+    made = []
+    for image in images:
+        stem = Path(image).stem.strip(". ") or "image"
+        name, number = stem, 1
+        while name.lower() in taken:  # some file systems hold A and a for the same name
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name.lower())
+        made.append(out / name)
+    return made
+
+
+@contextmanager
+def progress(count: int) -> Iterator[Any]:
+    """A function to call after each of ``count`` images; a bar on a terminal's standard error where it is worth one."""
+    console = screen(error=True)
+    if count < 2 or not console.is_terminal:
+        yield lambda: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("Explaining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # Results go to standard output as they are: through the bar only if both are the same screen.
+    bar = Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
+    with bar:
+        task = bar.add_task("Explaining", total=count)
+        yield lambda: bar.advance(task)

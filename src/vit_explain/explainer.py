@@ -1,0 +1,247 @@
+"""``Explainer``: images in, explanations out. Arguments of many kinds are resolved here; inside there is one of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from . import methods  # noqa: F401  registers the methods
+from ._version import __version__
+from .capture import differentiate, look, match
+from .errors import ImageError, ModelError, TargetError
+from .explanation import Explanation
+from .family import family_of, unwrap
+from .image import DEFAULT_MAX_PIXELS, Geometry, Preprocessing, denormalise, load_image, prepare
+from .loading import DEFAULT_MODEL, load_model, parse_device
+from .registry import METHODS, Method, find
+from .targets import Target, resolve, score, spread
+from .types import Trace
+
+CHUNK = 8  # images a forward; more gains nothing on a processor and costs memory
+
+
+@dataclasses.dataclass(eq=False)
+class _Prepared:
+    pixels: Tensor
+    photos: list[NDArray[np.uint8]]
+    geometries: list[Geometry]
+    sources: list[str]
+
+
+@dataclasses.dataclass(eq=False)
+class _Result:
+    """Maps (R, h, w) and what each row of them is about; image-major where an image has several targets."""
+
+    maps: Tensor
+    logits: Tensor  # (images, classes)
+    targets: list[Target | None]
+    extras: list[dict[str, Any]]
+    covers: tuple[int, int]
+
+    @property
+    def image_of(self) -> list[int]:
+        each = len(self.targets) // len(self.logits)
+        return [row // each for row in range(len(self.targets))]
+
+
+class Explainer:
+    """Explains one model, which it never changes: flags, gradients and hooks are as they were, also after an error.
+
+    ``model``: a ``torch.nn.Module`` of a known family, or a name for ``load_model`` (then ``checkpoint`` and
+    ``device`` apply). ``labels``: class names, where the model does not carry its own. ``preprocessing``: how pictures
+    become pixels, by default as the model's own configuration says.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | str = DEFAULT_MODEL,
+        *,
+        checkpoint: str | Path | None = None,
+        labels: Sequence[str] | None = None,
+        device: str | torch.device | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        if isinstance(model, str):
+            model = load_model(model, checkpoint=checkpoint, device=device or "cpu")
+        elif checkpoint is not None:
+            raise ModelError("a checkpoint goes with a model's name; load it into your own model yourself")
+        elif device is not None and isinstance(model, nn.Module):
+            model = model.to(parse_device(device))
+        self.family = family_of(unwrap(model) if isinstance(model, nn.Module) else model)
+        self.model = model
+        self._plain = unwrap(model)
+        self.model_name = self.family.name(self._plain)
+        self.preprocessing = preprocessing or self.family.preprocessing(self._plain)
+        self.labels = self._checked(labels)
+
+    def explain(
+        self,
+        images: Any,
+        method: str | None = None,
+        target: Any = None,
+        *,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        **options: Any,
+    ) -> Explanation:
+        """Explain one image or several.
+
+        ``images``: a path, PIL image or uint8 array (H, W, 3), a list of these, or an already preprocessed float
+        tensor (C, H, W) or (B, C, H, W). ``method``: by default attention rollout without a target, and gradient
+        rollout with one. ``target``: see ``targets.resolve``; class-specific methods explain "top1" without one.
+        """
+        began = time.perf_counter()
+        chosen, settings = self._method(method, target, options)
+        prepared = self._prepare(images, max_pixels)
+        result = self._run(prepared.pixels, chosen, target, settings)
+        return Explanation(
+            relevance=result.maps.cpu().numpy(),
+            image_of=result.image_of,
+            targets=[one.name if one else "" for one in result.targets],
+            target_numbers=[one.index if one else None for one in result.targets],
+            logits=result.logits.cpu().numpy(),
+            labels=self.labels,
+            method=chosen.name,
+            signed=chosen.signed,
+            options=settings,
+            model=self.model_name,
+            photos=prepared.photos,
+            # The grid may cover less than the input (sizes that patches do not divide), or its padding.
+            geometries=[dataclasses.replace(one, input=result.covers) for one in prepared.geometries],
+            sources=prepared.sources,
+            seconds=time.perf_counter() - began,
+            versions=_versions(),
+            extras=result.extras,
+        )
+
+    def attribute(self, inputs: Tensor, target: Any = None, method: str | None = None, **options: Any) -> Tensor:
+        """captum's form: preprocessed (B, C, H, W) in, raw relevance (R, h, w) float32 out, on the inputs' device.
+
+        Rows are images, or with K targets an image, the K rows of the first image, then those of the second.
+        """
+        chosen, settings = self._method(method, target, options)
+        return self._run(_checked_pixels(inputs), chosen, target, settings).maps.to(inputs.device)
+
+    def _method(self, method: str | None, target: Any, options: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
+        chosen = find(method or ("rollout" if target is None else "gradient_rollout"))
+        if target is not None and not chosen.class_specific:
+            raise TargetError(
+                f"{chosen.name} does not depend on a class: leave the target out or choose another method"
+            )
+        return chosen, chosen.settings(options)
+
+    def _run(self, pixels: Tensor, method: Method, target: Any, settings: dict[str, Any]) -> _Result:
+        images = len(pixels)
+        wanted = spread("top1" if target is None else target, images) if method.class_specific else None
+        gradient = "gradient" in method.needs
+        # Whatever mode the caller is in: inside torch.inference_mode() nothing could be differentiated.
+        with torch.inference_mode(False), torch.set_grad_enabled(gradient):
+            parts = [
+                self._chunk(pixels[first : first + CHUNK], method, wanted and wanted[first : first + CHUNK], settings)
+                for first in range(0, images, CHUNK)
+            ]
+        if len({len(part.targets) / len(part.logits) for part in parts}) != 1:
+            raise TargetError("every image needs the same number of targets")
+        return _Result(
+            maps=torch.cat([part.maps for part in parts]),
+            logits=torch.cat([part.logits for part in parts]),
+            targets=[one for part in parts for one in part.targets],
+            extras=[one for part in parts for one in part.extras],
+            covers=parts[0].covers,
+        )
+
+    def _chunk(self, pixels: Tensor, method: Method, wanted: list[Any] | None, settings: dict[str, Any]) -> _Result:
+        reference = next((p for p in self._plain.parameters() if p.is_floating_point()), pixels)
+        pixels = pixels.to(reference.device, reference.dtype, copy=pixels.is_inference())
+        anatomy = self.family.anatomy(self._plain, (pixels.shape[2], pixels.shape[3]))
+        gradient = "gradient" in method.needs
+        seen, output = look(self._plain, pixels, gradient=gradient, values=gradient)
+        layers, pool = match(seen, anatomy)
+        logits = self.family.logits(output)
+        if not logits.isfinite().all():
+            raise ModelError(f"{self.model_name} returned scores that are not finite (NaN or infinity)")
+        trace = Trace(layers, pool, anatomy, pixels, logits.detach().float())
+        if wanted is None:
+            maps = method.run(trace, **settings).unsqueeze(1)
+            targets: list[list[Target | None]] = [[None] * len(pixels)]
+        else:
+            if self.family.classes(self._plain) == 0 and not all(callable(one) for row in wanted for one in row):
+                raise TargetError(f"{self.model_name} has no classifier head: give a function of its output as target")
+            columns = resolve(wanted, trace.logits, self.labels)
+            passes = []
+            for number, column in enumerate(columns):
+                value = score(column, logits, output)
+                last = number == len(columns) - 1
+                passes.append(method.run(differentiate(trace, value, keep_graph=not last), **settings))
+            maps, targets = torch.stack(passes, 1), [list(column) for column in columns]
+        rows = [column[image] for image in range(len(pixels)) for column in targets]
+        return _Result(maps.flatten(0, 1).float(), trace.logits, rows, [{} for _ in rows], anatomy.covers)
+
+    def _prepare(self, images: Any, max_pixels: int) -> _Prepared:
+        if isinstance(images, Tensor):
+            pixels = _checked_pixels(images)
+            height, width = pixels.shape[2:]
+            photos = [
+                denormalise(one.float().cpu().numpy(), self.preprocessing.mean, self.preprocessing.std)
+                for one in pixels
+            ]
+            geometries = [Geometry.identity(height, width)] * len(pixels)
+            return _Prepared(pixels, photos, geometries, ["tensor"] * len(pixels))
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            images = list(images)
+        if not isinstance(images, (list, tuple)):
+            images = [images]
+        if not images:
+            raise ImageError("there are no images to explain")
+        pictures = [load_image(source, max_pixels) for source in images]
+        ready = [prepare(picture, self.preprocessing) for picture in pictures]
+        return _Prepared(
+            pixels=torch.from_numpy(np.stack([pixels for pixels, _ in ready])),
+            photos=[np.asarray(picture) for picture in pictures],
+            geometries=[geometry for _, geometry in ready],
+            sources=[str(source) if isinstance(source, (str, Path)) else type(source).__name__ for source in images],
+        )
+
+    def _checked(self, labels: Sequence[str] | None) -> list[str] | None:
+        if labels is None:
+            return self.family.labels(self._plain)
+        classes = self.family.classes(self._plain)
+        if len(labels) != classes:
+            raise ModelError(f"{len(labels)} labels were given, but {self.model_name} has {classes} classes")
+        return list(labels)
+
+
+def explain(
+    model: nn.Module | str, images: Any, method: str | None = None, target: Any = None, **options: Any
+) -> Explanation:
+    """``Explainer(model).explain(images, method, target, **options)``: one line for one picture."""
+    return Explainer(model).explain(images, method, target, **options)
+
+
+def list_methods() -> list[Method]:
+    """Every registered method, by name."""
+    return [METHODS[name] for name in sorted(METHODS)]
+
+
+def _checked_pixels(pixels: Tensor) -> Tensor:
+    if pixels.ndim == 3:
+        pixels = pixels.unsqueeze(0)
+    if pixels.ndim != 4 or not pixels.is_floating_point() or not len(pixels):
+        raise ImageError(
+            f"a preprocessed tensor is (B, C, H, W) floating point, not {tuple(pixels.shape)} {pixels.dtype}"
+        )
+    if not pixels.isfinite().all():
+        raise ImageError("the pixels are not finite (NaN or infinity)")
+    return pixels.detach()
+
+
+def _versions() -> dict[str, str]:
+    return {"vit_explain": __version__, "torch": torch.__version__, "python": platform.python_version()}

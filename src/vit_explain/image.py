@@ -1,0 +1,415 @@
+"""Pixels in, and the way back: any picture to RGB, RGB to what a model is fed, and maps back onto the picture."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import stat
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from .errors import ImageError, OptionError, near
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+
+DEFAULT_MAX_PIXELS = 100_000_000
+# Above this many pixels the resized picture is never made whole: only the part that the model sees is.
+WHOLE_RESIZE_PIXELS = 2**24
+# Pillow reads EPS by running Ghostscript, which is more than looking at a picture.
+REFUSED_FORMATS = frozenset({"EPS"})
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+CROP_MODES = ("center", "squash", "border")
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a model wants its pictures, in the words of timm's data configuration.
+
+    ``size`` is (h, w) in pixels; ``mean`` and ``std`` are per RGB channel for pixels in [0, 1]. The picture is resized
+    to ``size / crop_pct`` and cut or padded to ``size``: ``center`` fits the shorter side (the rest is cut off),
+    ``squash`` fits both sides (the shape changes), ``border`` fits the longer side (mean colour fills the rest).
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise OptionError(f"size must be a height and a width of at least one pixel, not {self.size}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise OptionError(
+                f"mean and std must be three numbers each, std above zero, not {self.mean} and {self.std}"
+            )
+        if self.interpolation not in INTERPOLATIONS:
+            raise OptionError(
+                f"unknown interpolation {self.interpolation!r}; {near(self.interpolation, INTERPOLATIONS)}"
+            )
+        if self.crop_mode not in CROP_MODES:
+            raise OptionError(f"unknown crop_mode {self.crop_mode!r}; {near(self.crop_mode, CROP_MODES)}")
+        if not 0 < self.crop_pct < math.inf:
+            raise OptionError(f"crop_pct must be above zero, usually between 0.8 and 1, not {self.crop_pct}")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where each pixel of the picture went in the model's input; all pairs are (vertical, horizontal), in pixels.
+
+    ``input = original * resized_size / original_size - offset`` in continuous coordinates (a pixel's centre is at one
+    half). A negative offset is padding; where ``offset + input`` ends before ``resized``, that part was cut off.
+    """
+
+    original: tuple[int, int]
+    input: tuple[int, int]
+    resized: tuple[int, int]
+    offset: tuple[int, int]
+
+    @classmethod
+    def identity(cls, h: int, w: int) -> Geometry:
+        """The picture is the input: nothing was resized, cut or padded."""
+        return cls((h, w), (h, w), (h, w), (0, 0))
+
+    @property
+    def seen_box(self) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of what the model saw, in pixels of the original picture."""
+        (top, bottom), (left, right) = self._seen(0), self._seen(1)
+        return left, top, right, bottom
+
+    @property
+    def seen_share(self) -> float:
+        """Share of the picture's area that the model saw, in (0, 1]."""
+        left, top, right, bottom = self.seen_box
+        return (right - left) * (bottom - top) / (self.original[0] * self.original[1])
+
+    def _seen(self, axis: int) -> tuple[float, float]:
+        scale = self.original[axis] / self.resized[axis]
+        first, last = max(self.offset[axis], 0), min(self.offset[axis] + self.input[axis], self.resized[axis])
+        return first * scale, min(last * scale, float(self.original[axis]))
+
+    def to_original(
+        self, maps: NDArray[np.floating], interpolation: str = "bilinear", outside: float = 0.0
+    ) -> NDArray[np.float32]:
+        """Maps (R, gh, gw) on a grid that covers the input, as maps (R, H, W) on the original picture.
+
+        Every original pixel's centre is looked up in the grid: ``nearest`` gives its cell's value, ``bilinear`` mixes
+        the four nearest cell centres (edges clamped). Pixels that the model did not see get ``outside``.
+        """
+        maps = np.asarray(maps, dtype=np.float32)
+        if maps.ndim != 3 or 0 in maps.shape:
+            raise ImageError(f"maps must have shape (maps, rows, columns) with no side empty, not {maps.shape}")
+        if interpolation not in ("bilinear", "nearest"):
+            raise OptionError(f"unknown interpolation {interpolation!r}; known: bilinear, nearest")
+        (rows, down), (columns, across) = self._cells(0, maps.shape[1]), self._cells(1, maps.shape[2])
+        out = np.full((len(maps), *self.original), outside, dtype=np.float32)
+        if interpolation == "nearest":
+            cells_down = np.clip(np.floor(down).astype(int), 0, maps.shape[1] - 1)
+            cells_across = np.clip(np.floor(across).astype(int), 0, maps.shape[2] - 1)
+            out[:, rows, columns] = maps[:, cells_down][:, :, cells_across]
+            return out
+        weights_down, weights_across = _linear(down, maps.shape[1]), _linear(across, maps.shape[2])
+        for one, target in zip(maps, out, strict=True):  # one at a time: no second copy of all the large maps
+            target[rows, columns] = weights_down @ one @ weights_across.T
+        return out
+
+    def _cells(self, axis: int, cells: int) -> tuple[slice, NDArray[np.float64]]:
+        """The original pixels along an axis that were seen (they are neighbours), and where they lie in cell units."""
+        centres = np.arange(self.original[axis], dtype=np.float64) + 0.5
+        where = centres * (self.resized[axis] / self.original[axis]) - self.offset[axis]
+        seen = np.flatnonzero((where >= 0) & (where < self.input[axis]))
+        span = slice(int(seen[0]), int(seen[-1]) + 1) if len(seen) else slice(0, 0)
+        return span, where[span] * (cells / self.input[axis])
+
+    def as_dict(self) -> dict[str, list[int]]:
+        """Plain lists of integers, for JSON."""
+        return {name: list(pair) for name, pair in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Sequence[int]]) -> Geometry:
+        """What ``as_dict`` gave; ImageError where it is not that."""
+        try:
+            pairs = {name: (int(data[name][0]), int(data[name][1])) for name in cls.__dataclass_fields__}
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise ImageError("a geometry needs two integers each for original, input, resized and offset") from None
+        if any(min(pairs[name]) < 1 for name in ("original", "input", "resized")):
+            raise ImageError("a geometry's sizes must be at least one pixel")
+        return cls(**pairs)
+
+
+def _linear(where: NDArray[np.float64], cells: int) -> NDArray[np.float32]:
+    """Weights (n, cells) that mix the two cells whose centres enclose each position; every row sums to one."""
+    position = np.clip(where - 0.5, 0, cells - 1)
+    first = np.minimum(position.astype(int), max(cells - 2, 0))
+    share = (position - first).astype(np.float32)
+    weights = np.zeros((len(where), cells), dtype=np.float32)
+    row = np.arange(len(where))
+    weights[row, first] = 1 - share
+    if cells > 1:
+        weights[row, first + 1] = share
+    return weights
+
+
+def plan(original: tuple[int, int], preprocessing: Preprocessing) -> Geometry:
+    """Geometry of a picture of (H, W) pixels under a preprocessing, rounded just as timm and torchvision round."""
+    (height, width), (h, w) = original, preprocessing.size
+    goal = math.floor(h / preprocessing.crop_pct), math.floor(w / preprocessing.crop_pct)
+    if preprocessing.crop_mode == "squash":
+        resized = goal
+    elif preprocessing.crop_mode == "center" and goal[0] == goal[1]:
+        longer = int(goal[0] * max(original) / min(original))
+        resized = (longer, goal[0]) if width <= height else (goal[0], longer)
+    else:
+        choose = max if preprocessing.crop_mode == "border" else min
+        ratio = choose(height / goal[0], width / goal[1])
+        # Rounding a very thin picture's shorter side could give zero pixels.
+        resized = max(1, round(height / ratio)), max(1, round(width / ratio))
+    # A side that is padded has half of the padding, rounded down, before it.
+    top, left = (round((r - s) / 2) if r >= s else -((s - r) // 2) for r, s in zip(resized, (h, w), strict=True))
+    return Geometry(original, (h, w), resized, (top, left))
+
+
+def prepare(image: Image.Image, preprocessing: Preprocessing) -> tuple[NDArray[np.float32], Geometry]:
+    """What the model is fed, (3, h, w) with ``(pixel / 255 - mean) / std``, and the way back to the RGB picture.
+
+    The same bytes as timm's evaluation transform. Only for pictures so long and thin that the resized picture would
+    have more than ``WHOLE_RESIZE_PIXELS`` is the seen part resampled alone, which rounds slightly differently.
+    """
+    if image.mode != "RGB":
+        raise ImageError(f"the picture has mode {image.mode}; load_image() turns any picture into RGB")
+    geometry = plan((image.height, image.width), preprocessing)
+    colour = [round(255 * m) for m in preprocessing.mean] if preprocessing.crop_mode == "border" else [0, 0, 0]
+    seen = _resample(image, geometry, INTERPOLATIONS[preprocessing.interpolation], (colour[0], colour[1], colour[2]))
+    pixels = np.asarray(seen, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
+    mean, std = (np.array(v, dtype=np.float32).reshape(3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    return np.ascontiguousarray((pixels - mean) / std), geometry
+
+
+def _resample(
+    image: Image.Image, geometry: Geometry, resample: Image.Resampling, colour: tuple[int, int, int]
+) -> Image.Image:
+    (h, w), (rh, rw), (top, left) = geometry.input, geometry.resized, geometry.offset
+    x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + w, rw), min(top + h, rh)
+    if rh * rw <= WHOLE_RESIZE_PIXELS:
+        piece = image.resize((rw, rh), resample).crop((x0, y0, x1, y1))
+    else:
+        # Pillow looks at pixels around the box too, so this is resizing and then cropping without the whole between.
+        sx, sy = image.width / rw, image.height / rh
+        box = x0 * sx, y0 * sy, min(x1 * sx, image.width), min(y1 * sy, image.height)
+        piece = image.resize((x1 - x0, y1 - y0), resample, box=box)
+    if piece.size == (w, h):
+        return piece
+    canvas = Image.new("RGB", (w, h), colour)
+    canvas.paste(piece, (x0 - left, y0 - top))
+    return canvas
+
+
+def denormalise(pixels: NDArray[np.floating], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
+    """Model input (3, h, w) back to a picture (h, w, 3): ``255 * (pixels * std + mean)``, rounded and clipped."""
+    pixels = np.asarray(pixels, dtype=np.float32)
+    if pixels.ndim != 3 or pixels.shape[0] != 3:
+        raise ImageError(f"model input must have shape (3, height, width), not {pixels.shape}")
+    picture = pixels.transpose(1, 2, 0) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
+    return np.rint(np.clip(np.nan_to_num(picture), 0, 1) * 255).astype(np.uint8)
+
+
+def load_image(source: ImageSource, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+    """A path, the bytes of a file, a PIL picture or an array as an upright RGB picture of its own.
+
+    Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), in uint8 or in floats within [0, 1]. Transparency is laid over
+    white; EXIF orientation is applied; of several frames the first is taken (of a PIL picture, the current one). 16-bit
+    and integer pictures are scaled from 0..65535 to 0..255. Float pictures within [0, 1] are scaled to 0..255, within
+    [0, 255] kept, and otherwise stretched from their least to their greatest value. Colour profiles are not applied.
+
+    ``max_pixels`` bounds width times height and is checked before anything is decoded; it stands in for Pillow's own
+    limit, whose settings are neither read nor changed (a few rare formats still enforce theirs). Raises ImageError.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, "the given picture", max_pixels)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, max_pixels)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _decode(io.BytesIO(source), "the given data", "", max_pixels)
+    if not isinstance(source, str | os.PathLike):
+        raise ImageError(
+            f"cannot read a {type(source).__name__} as a picture; give a path, bytes, a PIL picture or a NumPy array"
+        )
+    path = os.fsdecode(source)
+    if path.lower().startswith(("http://", "https://")):
+        raise ImageError(f"{path!r} is an address; download the picture and give the path of the file")
+    with _open(path) as handle:
+        return _decode(handle, repr(path), path, max_pixels)
+
+
+def _open(path: str) -> IO[bytes]:
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise ImageError(f"{path!r} is a folder; give the path of a picture in it")
+        if not stat.S_ISREG(mode):  # a pipe or a device might never end
+            raise ImageError(f"{path!r} is not a regular file; give the path of a picture")
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise ImageError(f"there is no file {path!r}; check the path") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{path!r} cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _decode(handle: IO[bytes], name: str, path: str, max_pixels: int) -> Image.Image:
+    if not handle.read(1):
+        raise ImageError(f"{name} is empty; give a picture such as a PNG or a JPEG")
+    try:
+        image = _identify(handle, path)
+    except Exception as error:
+        raise _refusal(error, name) from None
+    if image is None:
+        raise ImageError(f"{name} is not a picture that Pillow can read; PNG, JPEG, WebP, GIF, TIFF and BMP work")
+    with image:
+        return _to_rgb(image, name, max_pixels)
+
+
+def _identify(handle: IO[bytes], path: str) -> Image.Image | None:
+    """What ``Image.open`` does, less its pixel limit: that one is a global, and its warning cannot be silenced for one
+    thread alone, so a larger ``max_pixels`` could not be granted through it."""
+    handle.seek(0)
+    prefix, tried = handle.read(16), set[str]()
+    for register in (Image.preinit, Image.init):  # the common formats first, as Pillow does
+        register()
+        for name in [n for n in Image.ID if n in Image.OPEN and n not in tried | REFUSED_FORMATS]:
+            tried.add(name)
+            factory, accept = Image.OPEN[name]
+            try:
+                accepted = accept(prefix) if accept else True
+                if accepted and not isinstance(accepted, str):
+                    handle.seek(0)
+                    return factory(handle, path)
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue  # looked like this format at first, but is not
+    return None
+
+
+def _refusal(error: Exception, name: str) -> ImageError:
+    if isinstance(error, ImageError):
+        return error
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return ImageError(f"{name} has more pixels than Pillow allows in this format; save it smaller or as a PNG")
+    if isinstance(error, MemoryError):
+        return ImageError(f"{name} does not fit into memory; save it with fewer pixels")
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return ImageError(f"{name} is damaged, cut short or of an unsupported kind ({reason}); save it again as a PNG")
+
+
+def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} has no pixels ({width} x {height}); give a picture of at least 1 x 1")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name} has {width} x {height} = {width * height:,} pixels, above the limit of {max_pixels:,}; "
+            "allow more with max_pixels= (--max-pixels on the command line)"
+        )
+
+
+def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    _check_size(image.size, name, max_pixels)
+    try:
+        _make_room(image)
+        image.load()
+        _check_size(image.size, name, max_pixels)  # icons tell their true size only now
+        upright = UPRIGHT.get(_orientation(image))
+        flat = _flatten(image, name)
+    except Exception as error:
+        raise _refusal(error, name) from None
+    flat.info.clear()  # else the orientation would be applied a second time to what was loaded
+    return flat if upright is None else flat.transpose(upright)
+
+
+def _make_room(image: Image.Image) -> None:
+    """A TIFF picture checks Pillow's global limit again when it makes room for its pixels; ours was just checked."""
+    private: Any = image
+    if image.format == "TIFF" and getattr(image, "_im", 0) is None and getattr(image, "tile", None):
+        private.im = Image.core.new(image.mode, getattr(image, "_tile_size", image.size))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:  # after loading: TIFF turns itself upright and then drops the tag
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data is no reason to refuse the pixels
+        return 1
+
+
+def _flatten(image: Image.Image, name: str) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_eight_bits(np.asarray(image), name)).convert("RGB")
+    if image.mode == "LAB":
+        from PIL import ImageCms
+
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
+        return ImageCms.applyTransform(image, transform) or image
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        clear = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(clear, mask=clear.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _eight_bits(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    if values.dtype.kind in "iu":
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageError(f"{name} has values from {values.min()} to {values.max()}; scale them to 0..65535")
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # rounds 255 * v / 65535
+    if not np.isfinite(values).all():
+        raise ImageError(f"{name} has values that are not finite; replace NaN and infinity first")
+    low, high = float(values.min()), float(values.max())
+    if low >= 0 and high <= 255:
+        low, high = 0.0, 1.0 if high <= 1 else 255.0
+    return np.rint((values.astype(np.float64) - low) * (255 / (high - low) if high > low else 0)).astype(np.uint8)
+
+
+def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
+    kinds = "give (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) in uint8, or in floats within [0, 1]"
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        turn = "; move the channels last with array.transpose(1, 2, 0)" if array.shape[:1] in ((1,), (3,)) else ""
+        raise ImageError(f"an array of shape {array.shape} is no picture; {kinds}{turn if array.ndim == 3 else ''}")
+    _check_size((array.shape[1], array.shape[0]), "the given array", max_pixels)
+    if array.dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())
+        if not (low >= -1e-6 and high <= 1 + 1e-6):  # written so that NaN fails too
+            raise ImageError(f"the given array's floats run from {low:g} to {high:g}; {kinds}")
+        array = np.rint(np.clip(array, 0, 1).astype(np.float32) * 255).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise ImageError(f"an array of {array.dtype} is no picture; {kinds}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)), "the given array", max_pixels)

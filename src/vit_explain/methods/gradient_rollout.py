@@ -1,0 +1,46 @@
+"""Gradient attention rollout."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..propagate import DiscardRatio, HeadFusion, legacy_roll_out, pooled_row, protected_tokens, roll_out
+from ..registry import method
+from ..types import Layer, Trace
+
+
+@method(
+    paper="Gildenblat, Exploring Explainability for Vision Transformers, 2020 (blog and code; no paper)",
+    needs={"attention", "gradient"},
+    backwards=1,
+    class_specific=True,
+)
+def gradient_rollout(
+    trace: Trace, *, head_fusion: HeadFusion = "mean", discard_ratio: DiscardRatio = 0.0, legacy: bool = False
+) -> Tensor:
+    """Rollout of attention weighted by its gradient: which looks spoke for the class.
+
+    ``Ã = rownorm(discard(max(fuse_h(A ⊙ ∂y/∂A), 0)) + I)``, ``map = r Ã_L … Ã_1`` at the patches, (B, h, w). Entries
+    of ``A ⊙ ∂y/∂A`` are small beside the identity, so the map is close to the sum over layers of each layer's own.
+
+    ``legacy``: the original script's arithmetic to the letter: the gradient is that of the *scores before softmax*,
+    ``A ⊙ (∂y/∂A − Σ A ⊙ ∂y/∂A)``, taken from layer L-1-l for layer l; heads are fused by mean whatever
+    ``head_fusion`` says; columns are divided by the row sums.
+    """
+    if legacy:
+        partner = dict(zip(map(id, trace.layers), reversed(trace.layers), strict=True))
+
+        def crossed(layer: Layer, images: slice, rows: slice) -> Tensor:
+            other = partner[id(layer)]
+            weights = other.attention(images, rows)
+            gradient = other.attention_gradient(images, rows)
+            scores = weights * (gradient - (weights * gradient).sum(-1, keepdim=True))
+            return layer.attention(images, rows) * scores
+
+        return trace.patches(legacy_roll_out(trace, crossed, "mean", discard_ratio, keep_first=False))
+    row = pooled_row(trace, _weighted, head_fusion)
+    return trace.patches(roll_out(trace.layers, row, _weighted, head_fusion, discard_ratio, protected_tokens(trace)))
+
+
+def _weighted(layer: Layer, images: slice, rows: slice) -> Tensor:
+    return layer.attention_gradient(images, rows).mul_(layer.attention(images, rows))

@@ -1,0 +1,35 @@
+"""Attention rollout."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..propagate import DiscardRatio, HeadFusion, legacy_roll_out, pooled_row, protected_tokens, roll_out
+from ..registry import method
+from ..types import Layer, Trace
+
+
+@method(
+    paper="Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020",
+    needs={"attention"},
+    class_specific=False,
+)
+def rollout(
+    trace: Trace, *, head_fusion: HeadFusion = "mean", discard_ratio: DiscardRatio = 0.0, legacy: bool = False
+) -> Tensor:
+    """Attention multiplied through all layers, residual connections included: where the model looked.
+
+    ``Ã = rownorm(discard(fuse_h A) + I)``, ``map = r Ã_L … Ã_1`` at the patches, (B, h, w), where r is the row the
+    head reads. With mean fusion and nothing discarded ``Ã = ½ A + ½ I`` as in the paper; fusing by max or min and
+    discarding the lowest entries come from Gildenblat's vit-explain (2020). Not class-specific.
+
+    ``legacy``: that script's arithmetic to the letter (columns divided by the row sums; on one image at a time).
+    """
+    if legacy:
+        return trace.patches(legacy_roll_out(trace, _attention, head_fusion, discard_ratio, keep_first=True))
+    row = pooled_row(trace, _attention, head_fusion)
+    return trace.patches(roll_out(trace.layers, row, _attention, head_fusion, discard_ratio, protected_tokens(trace)))
+
+
+def _attention(layer: Layer, images: slice, rows: slice) -> Tensor:
+    return layer.attention(images, rows)

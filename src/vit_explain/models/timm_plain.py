@@ -1,0 +1,202 @@
+"""timm models with ordinary attention blocks: ViT, DeiT, DeiT-III, DINOv2, EVA-02, DINOv3, BEiT, CLIP, SigLIP images."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..family import register
+from ..image import Preprocessing
+from ..types import Anatomy, Readout
+
+try:
+    import timm
+    from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
+    from timm.models.beit import Beit
+    from timm.models.deit import VisionTransformerDistilled
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
+    from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+except (ImportError, RuntimeError) as error:
+    # A CPU-only torch beside a registry torchvision dies with "operator torchvision::nms does not exist".
+    raise ModelError(
+        f"timm cannot be imported ({str(error).splitlines()[0]}): torch and torchvision come from different builds "
+        "when one was installed for the CPU only; reinstall both together: pip install --force-reinstall torch torchvision"
+    ) from error
+
+PLAIN = (VisionTransformer, Eva, Beit, VisionTransformerRelPos)
+MODULES = ("vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "deit", "eva", "beit")
+BUNDLED = "bundled"
+
+
+@register
+class TimmPlain:
+    """Every block: one self-attention over all tokens, then an MLP."""
+
+    title = "timm ViT, DeiT, DeiT-III, DINOv2, DINOv3, EVA-02, BEiT, CLIP and SigLIP image models"
+
+    def matches(self, model: nn.Module) -> bool:
+        return isinstance(model, PLAIN)
+
+    def refuses(self, model: nn.Module) -> str | None:
+        if not type(model).__module__.startswith("timm."):
+            return None
+        return f"timm's {type(model).__name__} is not supported yet; supported: {self.title}"
+
+    def anatomy(self, model: Any, size: tuple[int, int]) -> Anatomy:
+        embed = model.patch_embed
+        if embed.img_size is None or getattr(model, "dynamic_img_size", False):
+            grid = tuple(embed.dynamic_feat_size(size))
+        elif tuple(embed.img_size) == size:
+            grid = tuple(embed.grid_size)
+        else:
+            wanted = "x".join(map(str, embed.img_size))
+            raise ModelError(
+                f"{self.name(model)} takes {wanted} pixels (height x width), not {size[0]}x{size[1]}; "
+                "timm.create_model(..., img_size=(H, W)) or dynamic_img_size=True builds it for another size"
+            )
+        if getattr(model, "grad_checkpointing", False):
+            raise ModelError("gradient checkpointing hides attention: call model.set_grad_checkpointing(False) first")
+        blocks = tuple(f"blocks.{number}" for number in range(len(model.blocks)))
+        patch = embed.patch_size if not hasattr(embed, "feature_ratio") else (size[0] // grid[0], size[1] // grid[1])
+        covers = (grid[0] * patch[0], grid[1] * patch[1])
+        return Anatomy(blocks, (grid[0], grid[1]), covers, model.num_prefix_tokens, self._readout(model))
+
+    def _readout(self, model: Any) -> Readout:
+        prefix, pooling = model.num_prefix_tokens, model.global_pool
+        if isinstance(model, VisionTransformerDistilled):
+            return Readout(tokens=(0, 1))  # the mean of the class head and the distillation head
+        if getattr(model, "attn_pool", None) is not None:
+            return Readout(attention=True)
+        if pooling in ("max", "avgmax"):
+            raise ModelError(
+                f"{self.name(model)} reads its tokens by {pooling} pooling, which no row of weights describes"
+            )
+        if pooling == "avg" or prefix == 0:
+            everything = getattr(model, "pool_include_prefix", False)
+            return Readout(tokens=tuple(range(prefix)) if everything else (), patches=True)
+        return Readout(tokens=(0,))
+
+    def classes(self, model: Any) -> int:
+        return model.num_classes
+
+    def logits(self, output: Any) -> Tensor:
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ModelError(f"the model returned {shape}, not (B, classes) scores")
+        return output
+
+    def preprocessing(self, model: Any) -> Preprocessing:
+        config = resolve_data_config({}, pretrained_cfg=_config(model), model=model)
+        size = tuple(config["input_size"][1:])
+        if model.patch_embed.img_size is not None and not getattr(model, "dynamic_img_size", False):
+            size = tuple(model.patch_embed.img_size)
+        return Preprocessing(
+            size=(size[0], size[1]),
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            interpolation=config["interpolation"],
+            crop_pct=config["crop_pct"],
+            crop_mode=config["crop_mode"],
+        )
+
+    def labels(self, model: Any) -> list[str] | None:
+        known = _config(model).get("label_names")
+        if known is not None and len(known) == model.num_classes:
+            return list(known)
+        subset = infer_imagenet_subset(model)
+        if subset is None:
+            return None
+        info = ImageNetInfo(subset)
+        return [info.index_to_description(number) for number in range(model.num_classes)]
+
+    def name(self, model: Any) -> str:
+        return _config(model).get("architecture") or type(model).__name__
+
+    def names(self) -> list[str]:
+        return [BUNDLED, *(name for module in MODULES for name in timm.list_models(module=module))]
+
+    def load(self, name: str, checkpoint: Path | None) -> nn.Module:
+        if name == BUNDLED:
+            return _bundled(checkpoint)
+        if checkpoint is not None:
+            return _with_checkpoint(name, checkpoint, {})
+        try:
+            return timm.create_model(name, pretrained=True).eval()
+        except Exception as error:  # hubs, proxies and disks fail in many ways; all of them mean "no weights"
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ModelError(
+                f"the weights of {name} could not be loaded from the hub ({first}); offline, give a file with "
+                f"checkpoint=, or use the model {BUNDLED!r}"
+            ) from error
+
+
+def _config(model: Any) -> dict[str, Any]:
+    """timm's configuration of the pretrained weights; empty for a model built from its class."""
+    return getattr(model, "pretrained_cfg", None) or {}
+
+
+def _bundled(checkpoint: Path | None) -> nn.Module:
+    """The trained model in the package: its file says how to build it and what its classes are called."""
+    with resources.as_file(resources.files("vit_explain") / "assets" / "bundled.safetensors") as file:
+        with safe_open(file, "pt") as archive:
+            facts = archive.metadata()
+        labels = json.loads(facts["labels"])
+        arguments = json.loads(facts["model_args"])
+        model = _with_checkpoint(facts["architecture"], checkpoint or file, arguments)
+    model.pretrained_cfg |= {
+        "architecture": BUNDLED,
+        "label_names": labels if len(labels) == model.num_classes else None,
+        "input_size": (3, *model.patch_embed.img_size),
+        "crop_pct": 1.0,
+    }
+    return model
+
+
+def _with_checkpoint(name: str, checkpoint: Path, arguments: dict[str, Any]) -> nn.Module:
+    """The architecture with a file's weights, every one of them used; the head is as wide as the file's."""
+    state = _read_state(checkpoint)
+    head = state.get("head.weight")
+    if head is not None:
+        arguments = {**arguments, "num_classes": head.shape[0]}
+    model = timm.create_model(name, pretrained=False, **arguments)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{checkpoint}: these weights do not fit {name}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    return model.eval()
+
+
+def _read_state(checkpoint: Path) -> dict[str, Tensor]:
+    if not checkpoint.is_file():
+        raise ModelError(f"{checkpoint}: there is no such checkpoint file")
+    try:
+        if checkpoint.suffix == ".safetensors":
+            with safe_open(checkpoint, "pt") as archive:
+                state: Any = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (no dict)
+        else:
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{checkpoint}: holds more than tensors, and loading it could run code, so it is refused; "
+            "save its state_dict, best as .safetensors"
+        ) from error
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise ModelError(f"{checkpoint}: cannot be read as weights ({str(error).splitlines()[0]})") from error
+    for key in ("model_ema", "state_dict_ema", "state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
+        raise ModelError(f"{checkpoint}: holds no state_dict of tensors")
+    prefix = "module."
+    return {name.removeprefix(prefix): value for name, value in state.items()}

@@ -1,0 +1,117 @@
+"""Options as data: what a keyword of a method may be, read from its annotation; checked and parsed in one place."""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .errors import OptionError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a numeric option, for ``Annotated[float, Range(0, 1)]``; ``below``: the upper bound is excluded."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    below: bool = False
+
+    def holds(self, value: float) -> bool:
+        return self.low <= value < self.high if self.below else self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"[{self.low:g}, {self.high:g}{')' if self.below else ']'}"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword of a method."""
+
+    name: str
+    default: Any
+    kinds: tuple[type, ...]
+    choices: tuple[Any, ...] = ()
+    bounds: Range | None = None
+
+    @property
+    def allowed(self) -> str:
+        """In words, for errors and tables."""
+        words = [repr(choice) for choice in self.choices]
+        words += [
+            {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "a pair"}[kind]
+            + (f" in {self.bounds}" if self.bounds and kind in (int, float) else "")
+            for kind in self.kinds
+            if kind is not type(None)
+        ]
+        return " or ".join(words)
+
+    def check(self, value: Any, method: str) -> Any:
+        """The value, as the kind the method expects; an error that says what is allowed otherwise."""
+        if any(value == choice and type(value) is type(choice) for choice in self.choices):
+            return value
+        if value is None and type(None) in self.kinds:
+            return None
+        if isinstance(value, bool) and bool not in self.kinds:
+            value_kinds: tuple[type, ...] = ()
+        else:
+            value_kinds = self.kinds
+        if float in value_kinds and isinstance(value, int) and not isinstance(value, bool) and int not in value_kinds:
+            value = float(value)
+        if isinstance(value, list) and tuple in value_kinds:
+            value = tuple(value)
+        if isinstance(value, value_kinds) and not (isinstance(value, float) and math.isnan(value)):
+            if self.bounds is None or not isinstance(value, (int, float)) or self.bounds.holds(value):
+                return value
+        raise OptionError(f"{method}: {self.name} must be {self.allowed}, not {value!r}")
+
+    def parse(self, text: str, method: str) -> Any:
+        """The value that a text stands for, as written on the command line."""
+        for choice in self.choices:
+            if text == str(choice):
+                return choice
+        for kind in self.kinds:
+            try:
+                if kind is bool and text.lower() in ("true", "false", "yes", "no", "1", "0"):
+                    return text.lower() in ("true", "yes", "1")
+                if kind is type(None) and text.lower() in ("none", ""):
+                    return None
+                if kind in (int, float):
+                    return self.check(kind(text), method)
+                if kind is tuple:
+                    return tuple(int(part) for part in text.split(","))
+            except ValueError:
+                continue
+        return self.check(text, method)
+
+
+def option_of(name: str, default: Any, hint: Any) -> Option:
+    """The option that a keyword's default and annotation describe."""
+    bounds = None
+    kinds: list[type] = []
+    choices: list[Any] = []
+    for part in _parts(hint):
+        if isinstance(part, Range):
+            bounds = part
+        elif typing.get_origin(part) is Literal:
+            choices += typing.get_args(part)
+        elif isinstance(part, type):
+            kinds.append(part)
+        else:
+            kinds.append(typing.get_origin(part))
+    return Option(name, default, tuple(kinds), tuple(choices), bounds)
+
+
+def _parts(hint: Any) -> Iterable[Any]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        for part in typing.get_args(hint):
+            yield from _parts(part)
+    elif typing.get_origin(hint) is typing.Annotated:
+        inner, *marks = typing.get_args(hint)
+        yield from _parts(inner)
+        yield from marks
+    else:
+        yield hint

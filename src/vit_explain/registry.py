@@ -1,0 +1,87 @@
+"""Methods by name: what each is, costs and takes, as data beside its code.
+
+A method is a function ``(trace, *, option=default, ...) -> (B, h, w)`` decorated with ``@method(...)`` in a module of
+``vit_explain.methods``. Its keyword defaults are its options; their annotations say what is allowed, and the command
+line, the docs and the checks below read them from there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import OptionError, near
+from .options import Option, option_of
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method and the facts about it."""
+
+    name: str
+    run: Callable[..., Any]
+    summary: str
+    paper: str
+    forwards: int
+    backwards: int
+    class_specific: bool
+    signed: bool
+    needs: frozenset[str]
+    options: dict[str, Option]
+
+    def settings(self, given: dict[str, Any]) -> dict[str, Any]:
+        """All options: the given ones checked, defaults for the others."""
+        for name in given:
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise OptionError(f"{self.name} has no option {name!r}; its options: {known}")
+        return {
+            name: option.check(given[name], self.name) if name in given else option.default
+            for name, option in self.options.items()
+        }
+
+
+METHODS: dict[str, Method] = {}
+NEEDS = frozenset({"attention", "gradient", "tokens", "pixels", "probe"})
+
+
+def method(
+    *,
+    paper: str,
+    needs: Iterable[str],
+    forwards: int = 1,
+    backwards: int = 0,
+    class_specific: bool,
+    signed: bool = False,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated function under its own name; the first line of its docstring is the summary."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        name = function.__name__
+        if unknown := set(needs) - NEEDS:
+            raise ValueError(f"{name}: unknown needs {sorted(unknown)}")
+        if name in METHODS and METHODS[name].run.__module__ != function.__module__:
+            raise ValueError(f"two methods are called {name}")
+        hints = typing.get_type_hints(function, include_extras=True)
+        options = {
+            parameter.name: option_of(parameter.name, parameter.default, hints[parameter.name])
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+        summary = (inspect.getdoc(function) or "").splitlines()[0]
+        METHODS[name] = Method(
+            name, function, summary, paper, forwards, backwards, class_specific, signed, frozenset(needs), options
+        )
+        return function
+
+    return register
+
+
+def find(name: str) -> Method:
+    """The method of this name; an error with near matches otherwise."""
+    if name not in METHODS:
+        raise OptionError(f"there is no method {name!r}; {near(name, METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,142 @@
+"""What is explained: everything a caller may pass as ``target`` becomes one ``Target`` an image, here and only here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import TargetError, near
+
+MOST_TOP = re.compile(r"top[-_ ]?(\d+)")
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Class ``positive`` rather than class ``negative``: the difference of their logits."""
+
+    positive: int | str
+    negative: int | str
+
+
+@dataclass(frozen=True)
+class Target:
+    """One number of one image: a logit, a difference of two logits, or what a function makes of the model's output."""
+
+    name: str
+    index: int | None = None
+    against: int | None = None
+    function: Callable[[Any], Tensor] | None = None
+
+
+def spread(target: Any, images: int) -> list[list[Any]]:
+    """What a caller gave, as a list of targets for each image; every image gets the same number of them.
+
+    ``target``: a class number or label, ``"top1"`` (``"topK"`` for the K best), a ``Contrast``, a function of the
+    model's output that returns one number an image, a list with one of these an image or, for one image, of K; for
+    several images with K targets each, a list of lists.
+    """
+    if isinstance(target, (np.ndarray, Tensor)):
+        target = target.tolist()
+    if not isinstance(target, (list, tuple)):
+        return [[target]] * images
+    if not target:
+        raise TargetError("the list of targets is empty")
+    if images == 1 and not isinstance(target[0], (list, tuple)):
+        return [list(target)]
+    if len(target) != images:
+        raise TargetError(f"{len(target)} targets were given for {images} images: give one an image or a list of lists")
+    return [list(entry) if isinstance(entry, (list, tuple)) else [entry] for entry in target]
+
+
+def resolve(wanted: list[list[Any]], logits: Tensor, labels: Sequence[str] | None) -> list[list[Target]]:
+    """``spread``'s lists as K columns of B: ``result[k][b]`` is what pass k explains of image b; (B, classes) logits."""
+    rows = [
+        [target for one in entry for target in _expand(one, image, logits, labels)]
+        for image, entry in enumerate(wanted)
+    ]
+    if len({len(row) for row in rows}) != 1:
+        raise TargetError("every image needs the same number of targets")
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def score(targets: Sequence[Target], logits: Tensor, output: Any) -> Tensor:
+    """The numbers (B,) to explain, in the graph; ``logits`` (B, classes) is read from ``output`` by the family."""
+    function = targets[0].function
+    if function is not None:
+        values = function(output)
+        if not isinstance(values, Tensor) or values.shape != (len(targets),):
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise TargetError(f"the target function must return one number an image, ({len(targets)},), not {shape}")
+        return values.float()
+    rows = torch.arange(len(targets), device=logits.device)
+    values = logits[rows, _numbers(targets, "index", logits)]
+    if targets[0].against is not None:
+        values = values - logits[rows, _numbers(targets, "against", logits)]
+    return values.float()
+
+
+def class_number(given: int | str, classes: int, labels: Sequence[str] | None) -> int:
+    """Number of a class given by number, by label, or by one of a label's comma-separated synonyms."""
+    if isinstance(given, str) and not given.strip().lstrip("-").isdigit():
+        return _label_number(given, labels)
+    number = int(given)
+    if not 0 <= number < classes:
+        named = f" ({', '.join(labels)})" if labels is not None and len(labels) <= 12 else ""
+        raise TargetError(f"class {number} does not exist: the model has {classes} classes, 0 to {classes - 1}{named}")
+    return number
+
+
+def label_of(number: int, labels: Sequence[str] | None) -> str:
+    return labels[number] if labels is not None else f"class {number}"
+
+
+def _expand(target: Any, image: int, logits: Tensor, labels: Sequence[str] | None) -> list[Target]:
+    classes = logits.shape[-1]
+    if callable(target):
+        return [Target(getattr(target, "__name__", "function"), function=target)]
+    if isinstance(target, Contrast):
+        for_, against = (class_number(c, classes, labels) for c in (target.positive, target.negative))
+        if for_ == against:
+            raise TargetError(f"a contrast needs two classes, not {label_of(for_, labels)} twice")
+        return [Target(f"{label_of(for_, labels)} rather than {label_of(against, labels)}", for_, against)]
+    if isinstance(target, str) and (best := MOST_TOP.fullmatch(target.strip().lower())):
+        most = int(best.group(1))
+        if not 1 <= most <= classes:
+            raise TargetError(f"{target!r}: the model has {classes} classes")
+        return [Target(label_of(int(c), labels), int(c)) for c in logits[image].topk(most).indices]
+    if isinstance(target, bool) or not isinstance(target, (int, str, np.integer)):
+        raise TargetError(
+            f"a target is a class number, a label, 'top1', a Contrast, a function or a list of them, not {target!r}"
+        )
+    number = class_number(target, classes, labels)
+    return [Target(label_of(number, labels), number)]
+
+
+def _label_number(given: str, labels: Sequence[str] | None) -> int:
+    if labels is None:
+        raise TargetError(
+            f"{given!r}: the class names of this model are not known; give a number, or the names (labels)"
+        )
+    wanted = given.strip().lower()
+    exact = [n for n, label in enumerate(labels) if label.lower() == wanted]
+    found = exact or [
+        n for n, label in enumerate(labels) if wanted in (part.strip().lower() for part in label.split(","))
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise TargetError(f"{given!r} names {len(found)} classes: {', '.join(map(str, found))}; give the number")
+    raise TargetError(f"there is no class {given!r}; {near(given, labels)}")
+
+
+def _numbers(targets: Sequence[Target], which: str, logits: Tensor) -> Tensor:
+    numbers = [getattr(target, which) for target in targets]
+    if None in numbers:
+        raise TargetError("functions, contrasts and classes cannot be mixed in one batch: explain them separately")
+    return torch.tensor(numbers, device=logits.device)

@@ -1,0 +1,146 @@
+"""The nouns: one attention call, how the head reads, what a model family says, and what a whole look recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import CaptureError
+
+# Attention is derived in blocks of at most this many numbers: small enough to stay in a processor's cache, large
+# enough that the cost of starting an operation does not show.
+BLOCK_ELEMENTS = 2**20
+
+ALL = slice(None)
+
+
+@dataclass(eq=False)
+class Layer:
+    """One attention call: B images, H heads, N queries, M keys, D channels a head.
+
+    The attention matrix ``A = softmax(q kᵀ · scale + bias)`` and its gradient ``∂y/∂A = (∂y/∂out) vᵀ`` are derived on
+    demand, for a block of images and rows at a time, in float32 whatever the model's precision.
+    """
+
+    scale: float
+    q: Tensor | None = None  # (B, H, N, D); None where the model itself computed the probabilities
+    k: Tensor | None = None  # (B, H, M, D)
+    v: Tensor | None = None  # (B, H, M, Dv); None where only attention was asked for
+    bias: Tensor | None = None  # added to the scores; broadcasts to (B, H, N, M)
+    causal: bool = False
+    probabilities: Tensor | None = None  # (B, H, N, M), from code that calls softmax itself
+    out: Tensor | None = None  # (B, H, N, Dv), part of the graph where gradients were asked for
+    grad_out: Tensor | None = None  # ∂y/∂out, (B, H, N, Dv)
+    name: str = "attention"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, H, N, M)."""
+        if self.probabilities is not None:
+            b, h, n, m = self.probabilities.shape
+            return b, h, n, m
+        assert self.q is not None and self.k is not None
+        b, h, n, _ = self.q.shape
+        return b, h, n, self.k.shape[2]
+
+    @property
+    def device(self) -> torch.device:
+        known = self.probabilities if self.q is None else self.q
+        assert known is not None
+        return known.device
+
+    def blocks(self, images: slice = ALL, rows: slice = ALL) -> Iterator[tuple[slice, slice]]:
+        """(images, rows) slices that together cover the given ones, each of about ``BLOCK_ELEMENTS`` numbers."""
+        b, h, n, m = self.shape
+        left, right, _ = images.indices(b)
+        first, last, _ = rows.indices(n)
+        width = max(1, BLOCK_ELEMENTS // (h * m * max(1, last - first)))
+        height = max(1, BLOCK_ELEMENTS // (h * m))
+        for start in range(left, right, width):
+            for top in range(first, last, height):
+                yield slice(start, min(start + width, right)), slice(top, min(top + height, last))
+
+    def attention(self, images: slice = ALL, rows: slice = ALL) -> Tensor:
+        """``A`` for these images and rows: (images, H, rows, M) float32, every row a distribution over the keys."""
+        if self.probabilities is not None:
+            return self.probabilities.detach()[images, :, rows].float()
+        assert self.q is not None and self.k is not None
+        q, k = self.q.detach()[images, :, rows].float(), self.k.detach()[images].float()
+        scores = torch.matmul(q * self.scale, k.transpose(-1, -2))
+        if self.bias is not None:
+            scores += self.bias.detach().expand(self.shape)[images, :, rows]
+        if self.causal:
+            n, m = self.shape[2:]
+            later = torch.ones(n, m, dtype=torch.bool, device=scores.device).triu(1)
+            scores.masked_fill_(later[rows], -torch.inf)
+        probabilities = scores.softmax(-1)
+        # A row with every key masked is 0/0; fused attention answers zero there, and so do we.
+        masked = self.bias is not None or self.causal
+        return probabilities.nan_to_num_(0.0) if masked else probabilities
+
+    def attention_gradient(self, images: slice = ALL, rows: slice = ALL) -> Tensor:
+        """``∂y/∂A`` for these images and rows: (images, H, rows, M) float32, from ``out = A v``."""
+        if self.grad_out is None or self.v is None:
+            raise CaptureError(f"{self.name}: the gradient of this layer was not recorded")
+        grad_out, v = self.grad_out[images, :, rows].float(), self.v.detach()[images].float()
+        return torch.matmul(grad_out, v.transpose(-1, -2))
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How the head reads the last block's tokens.
+
+    The mean of the listed prefix ``tokens`` and, with ``patches``, of all patch tokens; or, with ``attention``, one
+    more attention call whose queries are learned, the last one captured.
+    """
+
+    tokens: tuple[int, ...] = ()
+    patches: bool = False
+    attention: bool = False
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What a model family says of a model at one input size; checked against what is captured."""
+
+    blocks: tuple[str, ...]
+    grid: tuple[int, int]
+    covers: tuple[int, int]  # pixels (height, width) of the input that the grid stands for, from its upper left corner
+    prefix: int
+    readout: Readout
+
+
+@dataclass(eq=False)
+class Trace:
+    """What happened when a model looked at B images, and how one number per image came out of it."""
+
+    layers: list[Layer]  # self-attention of the blocks, first to last
+    pool: Layer | None  # the pooling attention, where the head reads through one
+    anatomy: Anatomy
+    pixels: Tensor  # (B, C, H, W), as the model got them
+    logits: Tensor  # (B, classes), detached
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the residual stream, prefix tokens included."""
+        return self.layers[-1].shape[3]
+
+    def read_row(self) -> Tensor:
+        """Weights (B, N), summing to one, that the head gives the last block's tokens; without a pooling attention."""
+        readout, prefix = self.anatomy.readout, self.anatomy.prefix
+        row = torch.zeros(len(self.pixels), self.tokens, device=self.logits.device)
+        row[:, list(readout.tokens)] = 1
+        if readout.patches:
+            row[:, prefix:] = 1
+        return row / row.sum(1, keepdim=True)
+
+    def pooled(self, row: Tensor) -> Tensor:
+        """(B, keys of the pooling attention) -> (B, N): a pool may read the patch tokens alone."""
+        return torch.nn.functional.pad(row, (self.tokens - row.shape[1], 0))
+
+    def patches(self, row: Tensor) -> Tensor:
+        """(B, N) weights on tokens -> (B, h, w) on the patch grid; prefix tokens are dropped here and nowhere else."""
+        return row[:, self.anatomy.prefix :].unflatten(1, self.anatomy.grid)

@@ -1,0 +1,85 @@
+"""Small models with attention that is not uniform, and attention read off them in another way than the package's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.models.beit import Beit
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+GRID, PATCH, CLASSES = (3, 5), 8, 4
+SIZE = (GRID[0] * PATCH, GRID[1] * PATCH)
+SMALL: dict[str, Any] = {
+    "img_size": SIZE,
+    "patch_size": PATCH,
+    "embed_dim": 24,
+    "depth": 3,
+    "num_heads": 3,
+    "num_classes": CLASSES,
+}
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """Weights large enough that heads differ, attention is peaked and gradients are of both signs."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "gamma" in name:
+                parameter.fill_(0.5)
+            elif parameter.ndim > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.35)
+            elif "norm" not in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+# One entry a kind of anatomy. A new family adds its small models here and is in every conformance test.
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "class token": lambda: VisionTransformer(**SMALL),
+    "distilled": lambda: VisionTransformerDistilled(**SMALL),
+    "registers": lambda: VisionTransformer(**SMALL, reg_tokens=4, no_embed_class=True, init_values=1e-5),
+    "mean pooling": lambda: VisionTransformer(**SMALL, class_token=False, global_pool="avg"),
+    "mean pooling beside a class token": lambda: VisionTransformer(**SMALL, global_pool="avg"),
+    "attention pooling": lambda: VisionTransformer(**SMALL, class_token=False, global_pool="map"),
+    "attention pooling beside a class token": lambda: VisionTransformer(
+        **SMALL, global_pool="map", pool_include_prefix=False
+    ),
+    "qk norm": lambda: VisionTransformer(**SMALL, qk_norm=True),
+    "eva with rotary positions": lambda: Eva(**SMALL, use_rot_pos_emb=True, num_reg_tokens=2),
+    "beit with relative position bias": lambda: Beit(**SMALL, use_abs_pos_emb=False, use_rel_pos_bias=True),
+    "dynamic size": lambda: VisionTransformer(**SMALL, dynamic_img_size=True),
+}
+
+
+def small(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return lively(MODELS[name]())
+
+
+def unfused_attention(model: Any, pixels: Tensor, target: int) -> tuple[list[Tensor], list[Tensor]]:
+    """(A, ∂logit/∂A) of every block by PyTorch's own bookkeeping: unfused path, hooks on the dropout, retained grads."""
+    seen: list[Tensor] = []
+
+    def see(_module: nn.Module, _inputs: object, out: Tensor) -> None:
+        out.retain_grad()
+        seen.append(out)
+
+    hooks = [block.attn.attn_drop.register_forward_hook(see) for block in model.blocks]
+    fused = [block.attn.fused_attn for block in model.blocks]
+    try:
+        for block in model.blocks:
+            block.attn.fused_attn = False
+        with torch.enable_grad():
+            model(pixels)[:, target].sum().backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for block, flag in zip(model.blocks, fused, strict=True):
+            block.attn.fused_attn = flag
+        model.zero_grad()
+    return [a.detach() for a in seen], [a.grad for a in seen if a.grad is not None]

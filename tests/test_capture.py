@@ -1,0 +1,226 @@
+"""What is captured is what happened, and looking leaves no trace on the model."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from small_models import SIZE, unfused_attention
+from torch import nn
+
+from vit_explain import Explainer, types
+from vit_explain.capture import AttentionTap, look
+from vit_explain.errors import CaptureError, ModelError, TargetError
+
+
+def test_attention_and_its_gradient_are_those_of_the_unfused_model(vit, pixels):
+    attentions, gradients = unfused_attention(vit, pixels, target=2)
+    layers, logits = look(vit, pixels, gradient=True, values=True)
+    grads = torch.autograd.grad(logits[:, 2].sum(), [layer.out for layer in layers])
+    assert len(layers) == len(attentions) == 3
+    for layer, grad, attention, gradient in zip(layers, grads, attentions, gradients, strict=True):
+        layer.grad_out = grad
+        torch.testing.assert_close(layer.attention(), attention)
+        torch.testing.assert_close(layer.attention_gradient(), gradient)
+
+
+def test_blocks_cover_everything_whatever_their_size(vit, pixels, monkeypatch):
+    layers, _ = look(vit, pixels, gradient=False, values=False)
+    whole = layers[0].attention()
+    for elements in (1, 40, 300, 10**9):
+        monkeypatch.setattr(types, "BLOCK_ELEMENTS", elements)
+        seen = torch.zeros_like(whole)
+        for images, rows in layers[0].blocks():
+            seen[images, :, rows] += layers[0].attention(images, rows)
+        torch.testing.assert_close(seen, whole)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"is_causal": True},
+        {"scale": 0.3},
+        {"attn_mask": torch.randn(1, 2, 7, 7)},
+        {"attn_mask": torch.rand(3, 1, 7, 7) > 0.4},
+        {"attn_mask": torch.zeros(7, 7, dtype=torch.bool)},  # every key masked: fused attention answers zero
+        {"enable_gqa": True},
+    ],
+    ids=lambda options: next(iter(options), "plain"),
+)
+def test_derived_attention_times_values_is_the_fused_output(options):
+    heads = 1 if options.get("enable_gqa") else 2
+    q, k, v = torch.randn(3, 2, 7, 5), torch.randn(3, heads, 7, 5), torch.randn(3, heads, 7, 6)
+    with AttentionTap(gradient=False, values=True) as tap:
+        out = F.scaled_dot_product_attention(q, k, v, **options)
+    layer = tap.layers[0]
+    assert layer.v is not None
+    torch.testing.assert_close(layer.attention() @ layer.v, out)
+    torch.testing.assert_close(layer.attention(slice(1, 3), slice(2, 5)), layer.attention()[1:3, :, 2:5])
+
+
+def test_a_softmax_that_is_no_attention_is_not_taken_for_one():
+    with AttentionTap(gradient=False, values=True) as tap:
+        weights = torch.randn(2, 3, 4, 4).softmax(-1)
+        weights.sum()
+        torch.randn(2, 3, 4, 4) @ torch.randn(2, 3, 4, 4)
+    assert tap.layers == []
+
+
+def test_fused_and_unfused_give_one_map(vit, pixels):
+    fused = {m: Explainer(vit).explain(pixels, m, **o).relevance for m, o in METHODS}
+    for block in vit.blocks:
+        block.attn.fused_attn = False
+    for name, options in METHODS:
+        unfused = Explainer(vit).explain(pixels, name, **options).relevance
+        torch.testing.assert_close(torch.from_numpy(unfused), torch.from_numpy(fused[name]), rtol=1e-4, atol=1e-7)
+
+
+METHODS = (("rollout", {}), ("gradient_rollout", {"head_fusion": "max"}), ("attention", {"head": 1}))
+
+
+def snapshot(model: nn.Module) -> dict[str, object]:
+    return {
+        "training": [module.training for module in model.modules()],
+        "hooks": [
+            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()
+        ],
+        "requires": [p.requires_grad for p in model.parameters()],
+        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "classes": [type(module) for module in model.modules()],
+        "values": [p.detach().clone() for p in model.parameters()],
+        "fused": [getattr(m, "fused_attn", None) for m in model.modules()],
+    }
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, (list, dict)) and isinstance(b, type(a)):
+        pairs = zip(a.values(), b.values(), strict=True) if isinstance(a, dict) else zip(a, b, strict=True)
+        return len(a) == len(b) and all(same(x, y) for x, y in pairs)
+    return a == b
+
+
+@pytest.mark.parametrize("mode", ["eval", "training", "partly training", "frozen", "with gradients"])
+def test_the_model_is_left_as_it_was(vit, pixels, mode):
+    if mode == "training":
+        vit.train()
+    elif mode == "partly training":
+        vit.blocks[1].train()
+    elif mode == "frozen":
+        vit.requires_grad_(False)
+    elif mode == "with gradients":
+        vit(pixels).sum().backward()
+    before = snapshot(vit)
+    expected = Explainer(vit).explain(pixels, target=1).relevance
+    assert same(before, snapshot(vit))
+    # The same numbers whatever state it was in: dropout and gradients of parameters play no part.
+    vit.eval().requires_grad_(True)
+    assert (Explainer(vit).explain(pixels, target=1).relevance == expected).all()
+
+
+def test_the_model_is_left_as_it_was_after_an_error(vit, pixels):
+    vit.train()
+    before = snapshot(vit)
+
+    def failing(_output: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("the target failed")
+
+    with pytest.raises(RuntimeError, match="the target failed"):
+        Explainer(vit).explain(pixels, target=failing)
+    assert same(before, snapshot(vit))
+    # No mode is left on the stack: an attention call outside is seen by nobody.
+    F.scaled_dot_product_attention(*torch.randn(3, 1, 1, 2, 2))
+
+
+def test_looking_does_not_change_the_output(model, pixels):
+    plain = model(pixels)
+    for gradient in (False, True):
+        _, output = look(model, pixels, gradient=gradient, values=True)
+        torch.testing.assert_close(output.detach(), plain.detach())
+
+
+def test_inside_inference_mode_gradients_still_come(vit, pixels):
+    expected = Explainer(vit).explain(pixels, target=0).relevance
+    with torch.inference_mode():
+        assert (Explainer(vit).explain(pixels, target=0).relevance == expected).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_are_handled_in_float32(vit, pixels, dtype):
+    exact = Explainer(vit).explain(pixels, target=0).relevance
+    half = Explainer(vit.to(dtype)).explain(pixels, target=0).relevance
+    assert half.dtype == exact.dtype == "float32"
+    assert next(vit.parameters()).dtype == dtype
+    for a, b in zip(exact, half, strict=True):
+        assert torch.corrcoef(torch.stack([torch.from_numpy(a).flatten(), torch.from_numpy(b).flatten()]))[0, 1] > 0.98
+
+
+def test_compiled_models_are_looked_through(vit, pixels):
+    expected = Explainer(vit).explain(pixels, target=0).relevance
+    compiled = torch.compile(vit, backend="eager")
+    assert abs(Explainer(compiled).explain(pixels, target=0).relevance - expected).max() < 1e-6
+
+
+def test_traced_models_are_refused(vit, pixels):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says tracing is deprecated; people hold traced models all the same
+        traced = torch.jit.trace(vit, pixels)
+    with pytest.raises(ModelError, match="not a supported transformer"):
+        Explainer(traced)
+
+
+def test_threads_do_not_see_each_other(vit, pixels):
+    vit.train()
+    explainer = Explainer(vit)
+    expected = [explainer.explain(pixels[i], target=i).relevance for i in range(3)]
+    results: dict[int, list[bool]] = {0: [], 1: [], 2: []}
+
+    def work(number: int) -> None:
+        for _ in range(5):
+            found = explainer.explain(pixels[number], target=number).relevance
+            results[number].append(bool((found == expected[number]).all()))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {0: [True] * 5, 1: [True] * 5, 2: [True] * 5}
+    assert vit.training
+
+
+def test_two_attentions_a_block_are_counted_and_refused():
+    model = timm.create_model(
+        "vit_small_patch16_18x2_224", img_size=32, embed_dim=24, depth=2, num_heads=3, num_classes=2
+    ).eval()
+    with pytest.raises(CaptureError, match="4 attention calls were seen, but the model has 2 blocks"):
+        Explainer(model).explain(torch.randn(1, 3, 32, 32))
+
+
+def test_gradient_checkpointing_is_refused_with_the_remedy(vit, pixels):
+    vit.set_grad_checkpointing(True)
+    with pytest.raises(ModelError, match=r"set_grad_checkpointing\(False\)"):
+        Explainer(vit).explain(pixels, target=0)
+
+
+def test_a_target_that_attention_does_not_reach_is_refused(vit, pixels):
+    with pytest.raises(TargetError, match="does not depend on the model's attention"):
+        Explainer(vit).explain(pixels, target=lambda output: torch.zeros(len(output)))
+
+
+def test_a_wrong_input_size_is_refused(vit):
+    with pytest.raises(ModelError, match=f"takes {SIZE[0]}x{SIZE[1]} pixels"):
+        Explainer(vit).explain(torch.randn(1, 3, SIZE[1], SIZE[0]))
+
+
+def test_lively_models_are_lively(vit, pixels):
+    """The fixtures would hide errors if attention were uniform or gradients all of one sign."""
+    attentions, gradients = unfused_attention(vit, pixels, target=0)
+    assert all(a.std(-1).mean() > 0.01 for a in attentions)
+    assert all((g > 0).any() and (g < 0).any() for g in gradients)

@@ -1,0 +1,331 @@
+"""Every method on every kind of model: shapes, batches, classes, threads; and what users get back."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_models import CLASSES, GRID, PATCH, SIZE, small
+
+from vit_explain import Explainer, Explanation, explain, list_methods
+from vit_explain.errors import ImageError, ModelError, OptionError, OutputError, TargetError
+from vit_explain.image import Preprocessing
+from vit_explain.store import read_folder
+
+METHODS = {method.name: method for method in list_methods()}
+
+
+def target_for(name: str, target: object) -> object:
+    return target if METHODS[name].class_specific else None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_conformance(name, model, pixels):
+    """Shape, finite, deterministic, signed as declared, a batch equals singles."""
+    explainer = Explainer(model)
+    target = target_for(name, [0, 1, 3])
+    relevance = explainer.explain(pixels, name, target).relevance
+    assert relevance.shape == (3, *GRID) and relevance.dtype == np.float32
+    assert np.isfinite(relevance).all()
+    assert relevance.std((1, 2)).min() > 0
+    assert METHODS[name].signed or relevance.min() >= 0
+    assert (explainer.explain(pixels, name, target).relevance == relevance).all()
+    for image in range(3):
+        alone = explainer.explain(pixels[image], name, target_for(name, [0, 1, 3][image])).relevance
+        np.testing.assert_allclose(alone[0], relevance[image], rtol=1e-4, atol=1e-6 * np.abs(relevance).max())
+    np.testing.assert_array_equal(explainer.attribute(pixels, target, name).numpy(), relevance)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_state_their_facts(name):
+    method = METHODS[name]
+    assert method.summary.endswith(".") and method.paper and method.forwards >= 1
+    assert method.class_specific == (method.backwards > 0 or "probe" in method.needs)
+    for option in method.options.values():
+        assert option.check(option.default, name) == option.default
+        assert option.parse(str(option.default), name) == option.default
+        assert option.allowed
+
+
+def test_more_images_than_a_chunk(vit):
+    many = torch.randn(19, 3, *SIZE)
+    explainer = Explainer(vit)
+    together = explainer.explain(many, target=[n % CLASSES for n in range(19)])
+    for n in (0, 7, 8, 18):
+        alone = explainer.explain(many[n], target=n % CLASSES)
+        np.testing.assert_allclose(together.relevance[n], alone.relevance[0], rtol=1e-4, atol=1e-8)
+        np.testing.assert_allclose(together.logits[n], alone.logits[0], rtol=1e-4, atol=1e-5)
+
+
+def test_classes_of_one_image_cost_one_forward(vit, pixels, monkeypatch):
+    forwards = []
+    plain = type(vit).forward
+    monkeypatch.setattr(type(vit), "forward", lambda self, x: forwards.append(len(x)) or plain(self, x))
+    explainer = Explainer(vit)
+    together = explainer.explain(pixels[:1], target=[2, 0, 3])
+    assert forwards == [1]
+    assert together.target_numbers == [2, 0, 3] and together.image_of == [0, 0, 0]
+    for row, target in enumerate((2, 0, 3)):
+        alone = explainer.explain(pixels[:1], target=target)
+        np.testing.assert_array_equal(together.relevance[row], alone.relevance[0])
+    both = explainer.explain(pixels[:2], target=[[0, 1], [2, 3]])
+    assert both.image_of == [0, 0, 1, 1] and both.target_numbers == [0, 1, 2, 3]
+    for row, (image, target) in enumerate(((0, 0), (0, 1), (1, 2), (1, 3))):
+        alone = explainer.explain(pixels[image], target=target)
+        np.testing.assert_allclose(both.relevance[row], alone.relevance[0], rtol=1e-4, atol=1e-8)
+
+
+def test_no_class_means_rollout_and_a_class_gradient_rollout(vit, pixels):
+    explainer = Explainer(vit)
+    assert explainer.explain(pixels).method == "rollout"
+    assert explainer.explain(pixels, target=1).method == "gradient_rollout"
+    found = explainer.explain(pixels, "gradient_rollout")
+    assert found.target_numbers == list(found.logits.argmax(1))
+
+
+def test_dynamic_sizes_need_not_be_square(pixels):
+    model = small("dynamic size")
+    for rows, columns in ((2, 7), (5, 5), (6, 1)):
+        found = Explainer(model).explain(torch.randn(2, 3, rows * PATCH, columns * PATCH), target=0)
+        assert found.relevance.shape == (2, rows, columns)
+
+
+def test_pixels_that_patches_do_not_cover_are_outside():
+    """37 pixels hold four patches of 8 and five pixels that the model never sees."""
+    model = small("dynamic size")
+    found = Explainer(model).explain(torch.randn(1, 3, 37, 24))
+    heat = found.heatmap()
+    assert heat.shape == (1, 37, 24)
+    assert (heat[0, 32:] == 0).all() and (heat[0, :32] > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"discard_ratio": 1.0}, r"discard_ratio must be a number in \[0, 1\), not 1.0"),
+        ({"discard_ratio": -0.1}, "discard_ratio must be"),
+        ({"discard_ratio": float("nan")}, "discard_ratio must be"),
+        ({"discard_ratio": "half"}, "discard_ratio must be"),
+        ({"head_fusion": "median"}, "head_fusion must be 'mean' or 'min' or 'max'"),
+        ({"head": 1}, "rollout has no option 'head'; its options: head_fusion, discard_ratio, legacy"),
+        ({"method": "rolout"}, "no method 'rolout'; near matches: rollout"),
+        ({"method": "attention", "layer": 3}, "layer 3 does not exist; the model has layers 0 to 2"),
+        ({"method": "attention", "layer": -4}, "layer -4 does not exist"),
+        ({"method": "attention", "head": 3}, "head 3 does not exist; the model has heads 0 to 2"),
+        ({"method": "attention", "query": (3, 0)}, "not on the 3x5 grid"),
+        ({"method": "attention", "query": 16}, "tokens are 0 to 15"),
+    ],
+)
+def test_options_are_checked(vit, pixels, options, words):
+    with pytest.raises(OptionError, match=words):
+        Explainer(vit).explain(pixels, **options)
+
+
+def test_a_class_for_a_method_without_classes_is_refused(vit, pixels):
+    with pytest.raises(TargetError, match="rollout does not depend on a class"):
+        Explainer(vit).explain(pixels, "rollout", 1)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (torch.full((1, 3, *SIZE), torch.nan), "not finite"),
+        (torch.full((1, 3, *SIZE), torch.inf), "not finite"),
+        (torch.zeros(1, 3, *SIZE, dtype=torch.uint8), "floating point"),
+        (torch.zeros(3, 4), "floating point"),
+        (torch.zeros(0, 3, *SIZE), "floating point"),
+        ([], "no images"),
+    ],
+)
+def test_bad_pixels_are_refused(vit, images, words):
+    with pytest.raises(ImageError, match=words):
+        Explainer(vit).explain(images)
+
+
+def test_scores_that_are_not_finite_are_refused(vit, pixels):
+    with torch.no_grad():
+        vit.head.bias[0] = torch.nan
+    with pytest.raises(ModelError, match="not finite"):
+        Explainer(vit).explain(pixels)
+
+
+def test_what_is_no_model_is_refused():
+    for thing, words in ((torch.nn.Linear(2, 2), "Linear is not a supported transformer"), (3, "not int")):
+        with pytest.raises(ModelError, match=words):
+            Explainer(thing)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="3 labels were given, but VisionTransformer has 4 classes"):
+        Explainer(small("class token"), labels=["a", "b", "c"])
+
+
+# Attention -----------------------------------------------------------------------------------------------------------
+
+
+def test_attention_rows(vit, pixels):
+    from small_models import unfused_attention
+
+    attentions, _ = unfused_attention(vit, pixels, 0)
+    explainer = Explainer(vit)
+
+    def found(**options: object) -> torch.Tensor:
+        return torch.from_numpy(explainer.explain(pixels, "attention", **options).relevance)
+
+    def expected(row: torch.Tensor) -> torch.Tensor:
+        return row[:, 1:].unflatten(1, GRID)
+
+    torch.testing.assert_close(found(), expected(attentions[-1].mean(1)[:, 0]))
+    torch.testing.assert_close(found(layer=0, head=2), expected(attentions[0][:, 2, 0]))
+    torch.testing.assert_close(found(layer=-2, head="max", query=(1, 3)), expected(attentions[1].amax(1)[:, 1 + 5 + 3]))
+    torch.testing.assert_close(found(query=0, head=-1), expected(attentions[-1][:, -1, 0]))
+
+
+def test_attention_reads_as_the_head_reads(pixels):
+    """Mean pooling: the mean of the patches' rows. Two class tokens: the mean of theirs. Pooling attention: its row."""
+    from small_models import unfused_attention
+
+    for name, tokens in (("mean pooling", slice(0, None)), ("mean pooling beside a class token", slice(1, None)),
+                         ("distilled", slice(0, 2))):  # fmt: skip
+        model = small(name)
+        attentions, _ = unfused_attention(model, pixels, 0)
+        prefix = attentions[-1].shape[-1] - GRID[0] * GRID[1]
+        expected = attentions[-1].mean(1)[:, tokens].mean(1)[:, prefix:].unflatten(1, GRID)
+        found = torch.from_numpy(Explainer(model).explain(pixels, "attention").relevance)
+        torch.testing.assert_close(found, expected)
+    for name in ("attention pooling", "attention pooling beside a class token"):
+        model = small(name)
+        found = Explainer(model).explain(pixels, "attention").relevance
+        np.testing.assert_allclose(found.sum((1, 2)), 1, rtol=1e-5)
+        with pytest.raises(OptionError, match="pooling attention"):
+            Explainer(model).explain(pixels, "attention", layer=0)
+
+
+# Where the heat is ---------------------------------------------------------------------------------------------------
+
+
+def planted(grid: tuple[int, int], readout: str) -> torch.nn.Module:
+    """A ViT built by hand whose tokens attend to bright patches, and whose class 1 is how bright they are."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    token = readout == "token"
+    model = VisionTransformer(
+        img_size=(grid[0] * 8, grid[1] * 8), patch_size=8, embed_dim=8, depth=2, num_heads=1, num_classes=2,
+        class_token=token, global_pool="token" if token else "avg", mlp_ratio=1,
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        for name, parameter in model.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                parameter.fill_(1.0)
+        model.patch_embed.proj.weight[0] = 1 / (3 * 64)  # channel 0: brightness
+        for block in model.blocks:
+            block.attn.qkv.bias[0] = 6.0  # every query asks for channel 0,
+            block.attn.qkv.weight[8, 0] = 6.0  # keys answer with it,
+            block.attn.qkv.weight[16, 0] = 1.0  # and values carry it
+            block.attn.proj.weight[1, 0] = 1.0  # to channel 1,
+        model.head.weight[1, 1] = 1.0  # which is class 1
+    return model
+
+
+PHOTO = (120, 200)  # height, width
+
+
+def photo_with_a_light_at(top: int, left: int) -> Image.Image:
+    pixels = np.zeros((*PHOTO, 3), np.uint8)
+    pixels[top : top + 16, left : left + 16] = 255
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize(
+    ("grid", "readout", "crop"),
+    list(itertools.product([(6, 6), (4, 9), (9, 4)], ["token", "mean"], ["center", "squash", "border"])),
+)
+def test_a_bright_patch_lights_its_place_in_the_photo(grid, readout, crop):
+    model = planted(grid, readout)
+    preparing = Preprocessing(
+        (grid[0] * 8, grid[1] * 8), (0.5,) * 3, (0.5,) * 3, "bilinear", crop_pct=1.0, crop_mode=crop
+    )
+    explainer = Explainer(model, preprocessing=preparing)
+    for top, left in ((52, 92), (40, 110), (70, 70)):  # inside every crop
+        for method, target in (("rollout", None), ("gradient_rollout", 1), ("attention", None)):
+            found = explainer.explain(photo_with_a_light_at(top, left), method, target)
+            heat = found.heatmap()[0]
+            assert heat.shape == PHOTO
+            row, column = np.unravel_index(heat.argmax(), heat.shape)
+            # A patch is up to 8 / min(scale) photo pixels wide; the light's centre must be within one of the peak.
+            reach = [8 * o / r for o, r in zip(found.geometries[0].original, found.geometries[0].resized, strict=True)]
+            assert abs(row - (top + 8)) <= reach[0] and abs(column - (left + 8)) <= reach[1], (method, row, column)
+
+
+@pytest.mark.parametrize("cell", list(itertools.product(range(4), range(9))))
+def test_a_bright_patch_lights_its_token(cell):
+    model = planted((4, 9), "token")
+    pixels = torch.full((1, 3, 32, 72), -1.0)
+    row, column = cell
+    pixels[..., row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] = 1.0
+    for method, target in (("rollout", None), ("gradient_rollout", 1), ("attention", None)):
+        relevance = Explainer(model).explain(pixels, method, target).relevance[0]
+        assert np.unravel_index(relevance.argmax(), relevance.shape) == cell
+
+
+# What users keep -----------------------------------------------------------------------------------------------------
+
+
+def test_an_explanation_is_saved_whole_and_says_what_it_is(vit, tmp_path):
+    explainer = Explainer(vit, labels=["ant", "bee", "cat", "dog"])
+    picture = Image.fromarray((np.random.default_rng(0).random((50, 70, 3)) * 255).astype(np.uint8))
+    found = explainer.explain(picture, target="cat", head_fusion="max", discard_ratio=0.5)
+    assert isinstance(found, Explanation)
+    assert found.heatmap().shape == (1, 50, 70) and found.heatmap().dtype == np.float32
+    assert found.heatmap().min() >= 0 and found.heatmap().max() <= 1
+    files = {path.name for path in found.save(tmp_path / "out")}
+    assert files == {"overlay.png", "side_by_side.png", "explanation.npz", "manifest.json"}
+    assert Image.open(tmp_path / "out" / "overlay.png").size == (70, 50)
+    manifest, arrays = read_folder(tmp_path / "out")
+    np.testing.assert_array_equal(arrays["relevance"], found.relevance)
+    assert manifest["method"] == "gradient_rollout" and manifest["options"]["discard_ratio"] == 0.5
+    assert manifest["rows"][0]["target"] == "cat" and manifest["rows"][0]["target_number"] == 2
+    assert {"vit_explain", "torch"} <= set(manifest["versions"])
+    assert sum(entry["probability"] for entry in manifest["rows"][0]["top"]) == pytest.approx(1, abs=1e-4)
+    json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_images_of_many_kinds_and_sizes(vit, tmp_path):
+    array = (np.random.default_rng(0).random((40, 60, 3)) * 255).astype(np.uint8)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    kinds = [tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(array), array]
+    found = explain(vit, kinds, target=1)
+    assert (found.relevance == found.relevance[0]).all() and found.sources[0] == str(tmp_path / "a.png")
+    mixed = explain(vit, [array, array[:20]])
+    assert [heat.shape for heat in mixed.heatmaps()] == [(40, 60), (20, 60)]
+    with pytest.raises(OutputError, match=r"heatmaps\(\)"):
+        mixed.heatmap()
+    several = explain(vit, array, target=[0, 1])
+    names = {path.name for path in several.save(tmp_path / "several")}
+    assert {"overlay-0.png", "overlay-1.png"} <= names
+    second = several.row(1)
+    assert second.target_numbers == [1] and (second.relevance == several.relevance[1:]).all()
+
+
+def test_words_say_where_in_the_photo_not_in_the_crop():
+    """A light at the left of the crop of a wide photo is in the photo's middle."""
+    model = planted((6, 6), "token")
+    explainer = Explainer(model, preprocessing=Preprocessing((48, 48), (0.5,) * 3, (0.5,) * 3, "bilinear"))
+    wide = np.zeros((60, 400, 3), np.uint8)
+    wide[20:35, 172:187] = 255
+    found = explainer.explain(wide, "attention")
+    assert "left" not in found.where() and "centre" in found.where()
+    assert found.seen_share() == pytest.approx(60 / 400, abs=0.01)
+
+
+def test_examples_of_the_package_are_explained(tmp_path):
+    """The packaged photos go through the bundled model from file to files."""
+    for photo in sorted(Path("examples").glob("*.jpg")):
+        found = explain("bundled", photo, target="top1")
+        width, height = Image.open(photo).size
+        assert found.heatmap().shape == (1, height, width)
+        assert len(found.save(tmp_path / photo.stem)) == 4
