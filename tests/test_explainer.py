@@ -97,7 +97,10 @@ def test_dynamic_sizes_need_not_be_square(pixels):
 
 def test_pixels_that_patches_do_not_cover_are_outside():
     """37 pixels hold four patches of 8 and five pixels that the model never sees."""
-    model = small("dynamic size")
+    from small_models import SMALL, lively
+    from timm.models.vision_transformer import VisionTransformer
+
+    model = lively(VisionTransformer(**{**SMALL, "img_size": (37, 24)}))
     found = Explainer(model).explain(torch.randn(1, 3, 37, 24))
     heat = found.heatmap()
     assert heat.shape == (1, 37, 24)
@@ -162,6 +165,17 @@ def test_what_is_no_model_is_refused():
         Explainer(small("class token"), labels=["a", "b", "c"])
 
 
+def test_other_than_three_channels():
+    from small_models import SMALL, lively
+    from timm.models.vision_transformer import VisionTransformer
+
+    model = lively(VisionTransformer(**SMALL, in_chans=5))
+    found = Explainer(model).explain(torch.randn(2, 5, *SIZE), target=0)
+    assert found.overlay().shape == (*SIZE, 3)
+    with pytest.raises(ModelError, match="takes 5 channels, not 3"):
+        Explainer(model).explain(Image.new("RGB", (30, 30)))
+
+
 # Attention -----------------------------------------------------------------------------------------------------------
 
 
@@ -222,10 +236,15 @@ def planted(grid: tuple[int, int], readout: str) -> torch.nn.Module:
             if "norm" in name and name.endswith("weight"):
                 parameter.fill_(1.0)
         model.patch_embed.proj.weight[0] = 1 / (3 * 64)  # channel 0: brightness
+        # Channel 7 is constant, so that the layer norms do not blow up faint light to full strength.
+        model.patch_embed.proj.bias[7] = 4.0
+        if token:
+            model.cls_token[..., 7] = 4.0
         for block in model.blocks:
             block.attn.qkv.bias[0] = 6.0  # every query asks for channel 0,
             block.attn.qkv.weight[8, 0] = 6.0  # keys answer with it,
             block.attn.qkv.weight[16, 0] = 1.0  # and values carry it
+            block.attn.qkv.bias[16] = 0.38  # (what a norm makes of no light is a little below zero)
             block.attn.proj.weight[1, 0] = 1.0  # to channel 1,
         model.head.weight[1, 1] = 1.0  # which is class 1
     return model
@@ -235,7 +254,7 @@ PHOTO = (120, 200)  # height, width
 
 
 def photo_with_a_light_at(top: int, left: int) -> Image.Image:
-    pixels = np.zeros((*PHOTO, 3), np.uint8)
+    pixels = np.full((*PHOTO, 3), 127, np.uint8)  # the colour of padding, which is no light
     pixels[top : top + 16, left : left + 16] = 255
     return Image.fromarray(pixels)
 
@@ -284,7 +303,8 @@ def test_an_explanation_is_saved_whole_and_says_what_it_is(vit, tmp_path):
     assert found.heatmap().min() >= 0 and found.heatmap().max() <= 1
     files = {path.name for path in found.save(tmp_path / "out")}
     assert files == {"overlay.png", "side_by_side.png", "explanation.npz", "manifest.json"}
-    assert Image.open(tmp_path / "out" / "overlay.png").size == (70, 50)
+    with Image.open(tmp_path / "out" / "overlay.png") as overlay:
+        assert overlay.size == (70, 50)
     manifest, arrays = read_folder(tmp_path / "out")
     np.testing.assert_array_equal(arrays["relevance"], found.relevance)
     assert manifest["method"] == "gradient_rollout" and manifest["options"]["discard_ratio"] == 0.5
@@ -326,6 +346,7 @@ def test_examples_of_the_package_are_explained(tmp_path):
     """The packaged photos go through the bundled model from file to files."""
     for photo in sorted(Path("examples").glob("*.jpg")):
         found = explain("bundled", photo, target="top1")
-        width, height = Image.open(photo).size
+        with Image.open(photo) as picture:
+            width, height = picture.size
         assert found.heatmap().shape == (1, height, width)
         assert len(found.save(tmp_path / photo.stem)) == 4

@@ -17,14 +17,13 @@ from PIL import Image
 from vit_explain.errors import ImageError, OptionError
 from vit_explain.image import (
     CROP_MODES,
-    DEFAULT_MAX_PIXELS,
     Geometry,
     Preprocessing,
     denormalise,
-    load_image,
     plan,
     prepare,
 )
+from vit_explain.photos import DEFAULT_MAX_PIXELS, load_image
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

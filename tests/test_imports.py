@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 # A name stands for a module, or for every module of a package. Later lines may import earlier ones, never each other.
 LEVELS = [
     {"_version", "errors"},
-    {"options", "terminal", "types"},
+    {"options", "photos", "terminal", "types"},
     {"capture", "image", "registry", "targets"},
     {"family", "propagate", "rules"},
     {"labels", "methods", "metrics", "models", "render", "store"},

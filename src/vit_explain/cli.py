@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def said_in_one_line(run: Callable[[], int]) -> int:
     """The exit code of ``run``, its errors told to the person at the terminal."""
+    # The hub's library reports every retry; it reads this when it is imported, and its progress bars stay.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:  # what libraries say to programmers; python -W default shows it

@@ -20,8 +20,9 @@ from .capture import differentiate, look, match
 from .errors import ImageError, ModelError, TargetError
 from .explanation import Explanation
 from .family import family_of, unwrap
-from .image import DEFAULT_MAX_PIXELS, Geometry, Preprocessing, denormalise, load_image, prepare
+from .image import Geometry, Preprocessing, denormalise, prepare
 from .loading import DEFAULT_MODEL, load_model, parse_device
+from .photos import DEFAULT_MAX_PIXELS, load_image
 from .registry import METHODS, Method, find
 from .targets import Target, resolve, score, spread
 from .types import Trace
@@ -161,7 +162,8 @@ class Explainer:
     def _chunk(self, pixels: Tensor, method: Method, wanted: list[Any] | None, settings: dict[str, Any]) -> _Result:
         reference = next((p for p in self._plain.parameters() if p.is_floating_point()), pixels)
         pixels = pixels.to(reference.device, reference.dtype, copy=pixels.is_inference())
-        anatomy = self.family.anatomy(self._plain, (pixels.shape[2], pixels.shape[3]))
+        channels, height, width = pixels.shape[1:]
+        anatomy = self.family.anatomy(self._plain, (channels, height, width))
         gradient = "gradient" in method.needs
         seen, output = look(self._plain, pixels, gradient=gradient, values=gradient)
         layers, pool = match(seen, anatomy)

@@ -26,8 +26,8 @@ class Family(Protocol):
         """Why a model that looks like this family's cannot be explained; None where it can, or is not of its kind."""
         ...
 
-    def anatomy(self, model: nn.Module, size: tuple[int, int]) -> Anatomy:
-        """Blocks, patch grid, prefix tokens and readout for inputs of (H, W) pixels; ``ModelError`` on a wrong size."""
+    def anatomy(self, model: nn.Module, shape: tuple[int, int, int]) -> Anatomy:
+        """Blocks, patch grid, prefix tokens and readout for (C, H, W) inputs; ``ModelError`` on a shape it cannot take."""
         ...
 
     def classes(self, model: nn.Module) -> int:

@@ -83,8 +83,10 @@ def explain(
     wanted = read_target(target or [], against)
     method = choose_method(method, wanted)
     settings = read_settings(method, texts) | given(max_pixels=max_pixels)
-    explainer = open_explainer(model, checkpoint, labels, device)
     console = screen()
+    if not as_json:
+        announce(console, model, checkpoint)
+    explainer = open_explainer(model, checkpoint, labels, device)
     if not as_json:
         introduce(console, explainer)
 
@@ -113,6 +115,12 @@ def explain(
 def given(**named: Any) -> dict[str, Any]:
     """The keywords that are not None."""
     return {name: value for name, value in named.items() if value is not None}
+
+
+def announce(console: Console, model: str, checkpoint: str | None) -> None:
+    """Why it may take a while before anything else is said."""
+    if model != BUNDLED and checkpoint is None:
+        console.print(f"Loading {model}; its weights come from the hub the first time ...")
 
 
 def introduce(console: Console, explainer: Explainer) -> None:

@@ -21,6 +21,7 @@ from .explain import (
     MethodName,
     Model,
     Opacity,
+    announce,
     folders,
     given,
     introduce,
@@ -63,10 +64,11 @@ def sweep(
         [read_settings(method, {**texts, "head_fusion": row, "discard_ratio": column}) for column in columns]
         for row in rows
     ]
+    console = screen()
+    announce(console, model, checkpoint)
     explainer = open_explainer(model, checkpoint, labels, device)
     from .. import render, store
 
-    console = screen()
     introduce(console, explainer)
     cells: list[list[Any]] = []
     maps: list[list[Any]] = []

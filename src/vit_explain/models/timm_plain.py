@@ -51,8 +51,13 @@ class TimmPlain:
             return None
         return f"timm's {type(model).__name__} is not supported yet; supported: {self.title}"
 
-    def anatomy(self, model: Any, size: tuple[int, int]) -> Anatomy:
-        embed = model.patch_embed
+    def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
+        embed, size = model.patch_embed, shape[1:]
+        channels = next(model.patch_embed.parameters()).shape[1]
+        if shape[0] != channels:
+            raise ModelError(
+                f"{self.name(model)} takes {channels} channels, not {shape[0]}; pass a preprocessed (B, C, H, W) tensor"
+            )
         if embed.img_size is None or getattr(model, "dynamic_img_size", False):
             grid = tuple(embed.dynamic_feat_size(size))
         elif tuple(embed.img_size) == size:
