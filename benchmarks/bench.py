@@ -93,7 +93,7 @@ def speed(rounds: int) -> Table:
 
 
 def original(rounds: int) -> Table:
-    rows = table("The original's algorithm (one image at a time, unfused, N×N×N) over ours, per image, batch 8", "model",
+    rows = table("The original (one image at a time, unfused, N×N×N products) over ours, per image, batch 8", "model",
                  "fusion", "discard", "original ms", "ours ms", "times faster", "at least")  # fmt: skip
     for (title, name), (fusion, discard) in itertools.product(MODELS.items(), (("mean", 0.0), ("max", 0.9))):
         model = build(name)
@@ -151,7 +151,9 @@ def memory(_: int) -> Table:
     for base, method, options in cases:
         peak = peak_megabytes(method, options)
         words = ", ".join(f"{k}={v}" for k, v in options.items())
-        rows.add_row(method, words, f"{bare[base]:.0f}", f"{peak:.0f}", f"{peak - bare[base]:+.0f}", str(MEMORY_LIMIT_MB))
+        rows.add_row(
+            method, words, f"{bare[base]:.0f}", f"{peak:.0f}", f"{peak - bare[base]:+.0f}", str(MEMORY_LIMIT_MB)
+        )
     return rows
 
 

@@ -62,7 +62,7 @@ def small(name: str) -> nn.Module:
 
 
 def unfused_attention(model: Any, pixels: Tensor, target: int) -> tuple[list[Tensor], list[Tensor]]:
-    """(A, ∂logit/∂A) of every block by PyTorch's own bookkeeping: unfused path, hooks on the dropout, retained grads."""
+    """(A, ∂logit/∂A) of every block by PyTorch's own bookkeeping: unfused path, dropout hooks, retained gradients."""
     seen: list[Tensor] = []
 
     def see(_module: nn.Module, _inputs: object, out: Tensor) -> None:

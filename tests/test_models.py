@@ -75,7 +75,7 @@ def test_names():
     assert list_models("bundled") == ["bundled"]
     assert NAME in list_models("vit_tiny_*") and NAME in list_models("tiny_patch16")
     assert list_models("no such thing") == []
-    with pytest.raises(ModelError, match="no model 'vit_tiny_patch16_225'; near matches: .*vit_tiny_patch16_224"):
+    with pytest.raises(ModelError, match=r"no model 'vit_tiny_patch16_225'; near matches: .*vit_tiny_patch16_224"):
         load_model("vit_tiny_patch16_225")
     with pytest.raises(ModelError, match="device 'cuda:99' cannot be used"):
         load_model("bundled", device="cuda:99")

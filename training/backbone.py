@@ -44,9 +44,7 @@ def embedding_of(graph: onnx.GraphProto, tensors: dict[str, np.ndarray]) -> tupl
     """The position embedding, which the exporter folded into two anonymous constants: (class, patches)."""
     width = tensors["backbone.embeddings.cls_token"].shape[-1]
     patches = [a for a in tensors.values() if a.size == TRAINED_GRID[0] * TRAINED_GRID[1] * width]
-    classes = [
-        a for name, a in tensors.items() if a.shape == (1, 1, width) and name != "backbone.embeddings.cls_token"
-    ]
+    classes = [a for name, a in tensors.items() if a.shape == (1, 1, width) and name != "backbone.embeddings.cls_token"]
     if len(patches) != 1 or len(classes) != 1:
         raise ValueError(f"expected one position embedding, found {len(classes)} for the class and {len(patches)}")
     return classes[0], patches[0].reshape(1, -1, width)

@@ -38,7 +38,9 @@ def decode(tar: Path, work: Path, size: int = 224) -> tuple[np.ndarray, np.ndarr
                 assert content is not None
                 image = Image.open(io.BytesIO(content.read())).convert("RGB")
                 scale = size / min(image.size)
-                image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+                image = image.resize(
+                    (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
+                )
                 left, top = (image.width - size) // 2, (image.height - size) // 2
                 pixels[row] = np.asarray(image.crop((left, top, left + size, top + size)))
         order = list(CLASSES)

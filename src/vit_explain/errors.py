@@ -1,4 +1,4 @@
-"""What can go wrong, in words for the person who called. Every message is one sentence or two and says what would work."""
+"""What can go wrong, in words for the person who called: a sentence or two that say what would work."""
 
 from __future__ import annotations
 

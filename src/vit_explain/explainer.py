@@ -1,4 +1,4 @@
-"""``Explainer``: images in, explanations out. Arguments of many kinds are resolved here; inside there is one of each."""
+"""``Explainer``: images in, explanations out. Arguments of many kinds are resolved here, at the edge."""
 
 from __future__ import annotations
 
@@ -168,23 +168,23 @@ class Explainer:
         seen, output = look(self._plain, pixels, gradient=gradient, values=gradient)
         layers, pool = match(seen, anatomy)
         logits = self.family.logits(output)
-        if not logits.isfinite().all():
+        if not _finite(logits):
             raise ModelError(f"{self.model_name} returned scores that are not finite (NaN or infinity)")
         trace = Trace(layers, pool, anatomy, pixels, logits.detach().float())
         if wanted is None:
             maps = method.run(trace, **settings).unsqueeze(1)
-            targets: list[list[Target | None]] = [[None] * len(pixels)]
+            columns: Sequence[Sequence[Target | None]] = [[None] * len(pixels)]
         else:
             if self.family.classes(self._plain) == 0 and not all(callable(one) for row in wanted for one in row):
                 raise TargetError(f"{self.model_name} has no classifier head: give a function of its output as target")
-            columns = resolve(wanted, trace.logits, self.labels)
+            columns = wanted_columns = resolve(wanted, trace.logits, self.labels)
             passes = []
-            for number, column in enumerate(columns):
+            for number, column in enumerate(wanted_columns):
                 value = score(column, logits, output)
-                last = number == len(columns) - 1
+                last = number == len(wanted_columns) - 1
                 passes.append(method.run(differentiate(trace, value, keep_graph=not last), **settings))
-            maps, targets = torch.stack(passes, 1), [list(column) for column in columns]
-        rows = [column[image] for image in range(len(pixels)) for column in targets]
+            maps = torch.stack(passes, 1)
+        rows = [column[image] for image in range(len(pixels)) for column in columns]
         return _Result(maps.flatten(0, 1).float(), trace.logits, rows, [{} for _ in rows], anatomy.covers)
 
     def _prepare(self, images: Any, max_pixels: int) -> _Prepared:
@@ -240,9 +240,14 @@ def _checked_pixels(pixels: Tensor) -> Tensor:
         raise ImageError(
             f"a preprocessed tensor is (B, C, H, W) floating point, not {tuple(pixels.shape)} {pixels.dtype}"
         )
-    if not pixels.isfinite().all():
+    if not _finite(pixels):
         raise ImageError("the pixels are not finite (NaN or infinity)")
     return pixels.detach()
+
+
+def _finite(values: Tensor) -> bool:
+    """No NaN and no infinity, found in one pass: the extremes tell."""
+    return not values.numel() or all(bool(extreme.isfinite()) for extreme in values.detach().aminmax())
 
 
 def _versions() -> dict[str, str]:

@@ -27,7 +27,7 @@ class Family(Protocol):
         ...
 
     def anatomy(self, model: nn.Module, shape: tuple[int, int, int]) -> Anatomy:
-        """Blocks, patch grid, prefix tokens and readout for (C, H, W) inputs; ``ModelError`` on a shape it cannot take."""
+        """Blocks, patch grid, prefix tokens and readout for (C, H, W) inputs; ``ModelError`` for a wrong shape."""
         ...
 
     def classes(self, model: nn.Module) -> int:

@@ -63,9 +63,10 @@ class Option:
             value = float(value)
         if isinstance(value, list) and tuple in value_kinds:
             value = tuple(value)
-        if isinstance(value, value_kinds) and not (isinstance(value, float) and math.isnan(value)):
-            if self.bounds is None or not isinstance(value, (int, float)) or self.bounds.holds(value):
-                return value
+        if isinstance(value, value_kinds) and (
+            not isinstance(value, (int, float)) or (self.bounds or Range()).holds(value)  # nan is in no range
+        ):
+            return value
         raise OptionError(f"{method}: {self.name} must be {self.allowed}, not {value!r}")
 
     def parse(self, text: str, method: str) -> Any:

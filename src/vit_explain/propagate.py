@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import OptionError
 from .options import Range
-from .types import ALL, BLOCK_ELEMENTS, Layer, Trace
+from .types import ALL, Layer, Trace, block_elements
 
 HeadFusion = Literal["mean", "min", "max"]
 DiscardRatio = Annotated[float, Range(0.0, 1.0, below=True)]
@@ -31,17 +31,24 @@ def fuse(heads: Tensor, fusion: HeadFusion) -> Tensor:
     return heads.amax(1) if fusion == "max" else heads.amin(1)
 
 
-def kth_smallest(values: Tensor, k: int) -> Tensor:
-    """The k-th smallest (k from 0) of each row: (rows, n) -> (rows, 1)."""
-    if values.device.type == "cpu":
-        # numpy's selection is vectorised; torch.kthvalue also carries indices along (measured: 6 to 10 times slower)
-        parts = [np.partition(row, k)[k] for row in values.numpy()]
-        return torch.from_numpy(np.stack(parts)).unsqueeze(1)
-    return values.kthvalue(k + 1, dim=1, keepdim=True).values
+def drop_lowest_cpu(flat: Tensor, dropped: int) -> None:
+    """Zero, in place, what is below the (dropped + 1)-th smallest entry of each row of (b, n).
+
+    numpy's selection is vectorised; ``torch.kthvalue`` carries indices along and takes several times as long.
+    """
+    for entries in flat:
+        smallest_kept = np.partition(entries.numpy(), dropped)[dropped]
+        # threshold_ keeps what is greater than its argument
+        torch.threshold_(entries, float(np.nextafter(smallest_kept, np.float32(-np.inf))), 0.0)
+
+
+def drop_lowest_anywhere(flat: Tensor, dropped: int) -> None:
+    """The same on any device."""
+    flat.mul_(flat >= flat.kthvalue(dropped + 1, dim=1, keepdim=True).values)
 
 
 def discard_lowest(fused: Tensor, ratio: float, protected: tuple[int, ...] = ()) -> Tensor:
-    """Zero, in place, the ``int(ratio · N · M)`` lowest entries of each (N, M) matrix of (b, N, M).
+    """Zero, in place, the ``int(ratio · N · M)`` lowest entries of each non-negative (N, M) matrix of (b, N, M).
 
     An entry equal to the smallest kept one is kept, so equal entries share one fate and the order of tokens does not
     matter. The diagonal entries of ``protected`` tokens are never zeroed.
@@ -49,9 +56,10 @@ def discard_lowest(fused: Tensor, ratio: float, protected: tuple[int, ...] = ())
     flat = fused.flatten(1)
     dropped = int(ratio * flat.shape[1])
     if dropped:
-        own = fused[:, list(protected), list(protected)].clone()
-        flat.masked_fill_(flat < kth_smallest(flat, dropped), 0.0)
-        fused[:, list(protected), list(protected)] = own
+        own = [fused[:, token, token].clone() for token in protected]
+        (drop_lowest_cpu if flat.device.type == "cpu" else drop_lowest_anywhere)(flat, dropped)
+        for token, kept in zip(protected, own, strict=True):
+            fused[:, token, token] = kept
     return fused
 
 
@@ -82,15 +90,10 @@ def roll_out(
     for layer in reversed(layers):
         below = torch.zeros_like(row)
         # Only rows that the read row weighs matter; at the top that is often the class token's alone.
-        rows = support(row) if layer is layers[-1] else ALL
-        if discard_ratio > 0:
-            for images, fused in _whole(layer, weights, fusion):
-                discard_lowest(fused, discard_ratio, protected)
-                below[images] = carry(row[images], fused)
-        else:
-            for images, part in layer.blocks(rows=rows):
-                fused = fuse(weights(layer, images, part), fusion).clamp_(min=0)
-                below[images] += carry(row[images, part], fused, part.start)
+        rows = support(row) if layer is layers[-1] and discard_ratio == 0 else ALL
+        for images, part, fused in fused_blocks(layer, rows, weights, fusion, whole=discard_ratio > 0):
+            discard_lowest(fused, discard_ratio, protected)
+            below[images] += carry(row[images, part], fused, part.start)
         row = below
     return row
 
@@ -101,21 +104,28 @@ def support(row: Tensor) -> slice:
     return slice(int(used.min()), int(used.max()) + 1) if len(used) else slice(0, 0)
 
 
-def _whole(layer: Layer, weights: Weights, fusion: HeadFusion) -> Iterator[tuple[slice, Tensor]]:
-    """(images, fused (b, N, M)): whole matrices, which ranking all entries needs, a few images at a time."""
+def fused_blocks(
+    layer: Layer, rows: slice, weights: Weights, fusion: HeadFusion, *, whole: bool
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """(images, rows, max(fuse(W), 0) (b, rows, M)), block by block; ``whole``: an image's rows are never parted."""
     batch, _, n, m = layer.shape
-    step = max(1, BLOCK_ELEMENTS // (n * m))
-    for first in range(0, batch, step):
-        images = slice(first, min(first + step, batch))
-        fused = torch.empty(images.stop - first, n, m, device=layer.device)
-        for some, rows in layer.blocks(images):
-            part = fuse(weights(layer, some, rows), fusion).clamp_(min=0)
-            fused[some.start - first : some.stop - first, rows] = part
-        yield images, fused
+    first, last, _ = rows.indices(n)
+    elements = 4 * block_elements(layer.device)  # without heads; several blocks of derived attention each
+    step = max(1, elements // (m * max(1, last - first)))
+    height = last - first if whole else max(1, elements // m)
+    for start in range(0, batch, step):
+        images = slice(start, min(start + step, batch))
+        for top in range(first, last, height):
+            part = slice(top, min(top + height, last))
+            fused = torch.empty(images.stop - start, part.stop - top, m, device=layer.device)
+            for some, few in layer.blocks(images, part):
+                block = fuse(weights(layer, some, few), fusion)
+                fused[some.start - start : some.stop - start, few.start - top : few.stop - top] = block
+            yield images, part, fused.clamp_(min=0)
 
 
 def pooled_row(trace: Trace, weights: Weights, fusion: HeadFusion) -> Tensor:
-    """The row (B, N) that the head reads the last block with: fixed weights, or the fused row of a pooling attention."""
+    """The row (B, N) that the head reads the last block with: fixed, or the fused row of a pooling attention."""
     if trace.pool is None:
         return trace.read_row()
     row = fuse(weights(trace.pool, ALL, ALL), fusion).clamp_(min=0).mean(1)
@@ -137,12 +147,14 @@ def legacy_roll_out(
     rollout does not). Clamping at zero changes nothing for attention, which is never negative.
     """
     if not trace.anatomy.prefix:
-        raise OptionError("legacy reads the class token's row, as the original script did; this model has no class token")
+        raise OptionError(
+            "legacy reads the class token's row, as the original script did; this model has no class token"
+        )
     row = torch.zeros(len(trace.pixels), trace.tokens, device=trace.logits.device)
     row[:, 0] = 1
     for layer in reversed(trace.layers):
         below = torch.empty_like(row)
-        for images, fused in _whole(layer, weights, fusion):
+        for images, _, fused in fused_blocks(layer, ALL, weights, fusion, whole=True):
             flat = fused.flatten(1)
             first = flat[:, 0].clone()
             lowest = flat.topk(int(flat.shape[1] * discard_ratio), 1, largest=False).indices

@@ -31,7 +31,7 @@ class Target:
     name: str
     index: int | None = None
     against: int | None = None
-    function: Callable[[Any], Tensor] | None = None
+    function: Callable[[Any], Any] | None = None
 
 
 def spread(target: Any, images: int) -> list[list[Any]]:
@@ -55,7 +55,7 @@ def spread(target: Any, images: int) -> list[list[Any]]:
 
 
 def resolve(wanted: list[list[Any]], logits: Tensor, labels: Sequence[str] | None) -> list[list[Target]]:
-    """``spread``'s lists as K columns of B: ``result[k][b]`` is what pass k explains of image b; (B, classes) logits."""
+    """``spread``'s lists as K columns of B: ``result[k][b]`` is what pass k explains of image b."""
     rows = [
         [target for one in entry for target in _expand(one, image, logits, labels)]
         for image, entry in enumerate(wanted)
@@ -114,7 +114,7 @@ def _expand(target: Any, image: int, logits: Tensor, labels: Sequence[str] | Non
         raise TargetError(
             f"a target is a class number, a label, 'top1', a Contrast, a function or a list of them, not {target!r}"
         )
-    number = class_number(target, classes, labels)
+    number = class_number(target if isinstance(target, str) else int(target), classes, labels)
     return [Target(label_of(number, labels), number)]
 
 

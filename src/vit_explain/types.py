@@ -10,9 +10,10 @@ from torch import Tensor
 
 from .errors import CaptureError
 
-# Attention is derived in blocks of at most this many numbers: small enough to stay in a processor's cache, large
-# enough that the cost of starting an operation does not show.
-BLOCK_ELEMENTS = 2**20
+# Attention is derived in blocks of about this many numbers. On a processor a block should stay in its cache; on an
+# accelerator it should be large enough that starting an operation costs nothing beside the operation.
+BLOCK_ELEMENTS = {"cpu": 2**18}
+ACCELERATOR_BLOCK_ELEMENTS = 2**26
 
 ALL = slice(None)
 
@@ -57,8 +58,9 @@ class Layer:
         b, h, n, m = self.shape
         left, right, _ = images.indices(b)
         first, last, _ = rows.indices(n)
-        width = max(1, BLOCK_ELEMENTS // (h * m * max(1, last - first)))
-        height = max(1, BLOCK_ELEMENTS // (h * m))
+        elements = block_elements(self.device)
+        width = max(1, elements // (h * m * max(1, last - first)))
+        height = max(1, elements // (h * m))
         for start in range(left, right, width):
             for top in range(first, last, height):
                 yield slice(start, min(start + width, right)), slice(top, min(top + height, last))
@@ -68,15 +70,15 @@ class Layer:
         if self.probabilities is not None:
             return self.probabilities.detach()[images, :, rows].float()
         assert self.q is not None and self.k is not None
-        q, k = self.q.detach()[images, :, rows].float(), self.k.detach()[images].float()
-        scores = torch.matmul(q * self.scale, k.transpose(-1, -2))
+        scores = _products(self.q.detach()[images, :, rows], self.k.detach()[images], self.scale)
         if self.bias is not None:
             scores += self.bias.detach().expand(self.shape)[images, :, rows]
         if self.causal:
             n, m = self.shape[2:]
             later = torch.ones(n, m, dtype=torch.bool, device=scores.device).triu(1)
             scores.masked_fill_(later[rows], -torch.inf)
-        probabilities = scores.softmax(-1)
+        # In place: half the memory, and a block stays in cache.
+        probabilities = torch.softmax(scores, -1, out=scores)
         # A row with every key masked is 0/0; fused attention answers zero there, and so do we.
         masked = self.bias is not None or self.causal
         return probabilities.nan_to_num_(0.0) if masked else probabilities
@@ -85,8 +87,22 @@ class Layer:
         """``∂y/∂A`` for these images and rows: (images, H, rows, M) float32, from ``out = A v``."""
         if self.grad_out is None or self.v is None:
             raise CaptureError(f"{self.name}: the gradient of this layer was not recorded")
-        grad_out, v = self.grad_out[images, :, rows].float(), self.v.detach()[images].float()
-        return torch.matmul(grad_out, v.transpose(-1, -2))
+        return _products(self.grad_out[images, :, rows], self.v.detach()[images], 1.0)
+
+
+def block_elements(device: torch.device) -> int:
+    """How many numbers a block of derived attention holds on this kind of device."""
+    return BLOCK_ELEMENTS.get(device.type, ACCELERATOR_BLOCK_ELEMENTS)
+
+
+def _products(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """``scale · left rightᵀ`` over the last two dimensions, (b, H, N, D) and (b, H, M, D) -> (b, H, N, M) float32."""
+    b, h, n, _ = left.shape
+    left, right = left.float(), right.float()
+    # One image's q is a view into a larger buffer that batched products take as it is; several images' would be copied.
+    left, right = (left[0], right[0]) if b == 1 else (left.flatten(0, 1), right.flatten(0, 1))
+    ignored = left.new_empty(1, 1, 1)
+    return torch.baddbmm(ignored, left, right.transpose(1, 2), beta=0, alpha=scale).view(b, h, n, right.shape[1])
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""timm models with ordinary attention blocks: ViT, DeiT, DeiT-III, DINOv2, EVA-02, DINOv3, BEiT, CLIP, SigLIP images."""
+"""timm models with ordinary attention blocks: ViT, DeiT, DINOv2, DINOv3, EVA-02, BEiT, CLIP and SigLIP images."""
 
 from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from ..types import Anatomy, Readout
 
 try:
     import timm
-    from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
+    from timm.data.config import resolve_data_config
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
     from timm.models.beit import Beit
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.eva import Eva
@@ -28,8 +30,8 @@ try:
 except (ImportError, RuntimeError) as error:
     # A CPU-only torch beside a registry torchvision dies with "operator torchvision::nms does not exist".
     raise ModelError(
-        f"timm cannot be imported ({str(error).splitlines()[0]}): torch and torchvision come from different builds "
-        "when one was installed for the CPU only; reinstall both together: pip install --force-reinstall torch torchvision"
+        f"timm cannot be imported ({str(error).splitlines()[0]}): torch is a CPU-only build and torchvision is not, "
+        "or the reverse; reinstall both together: pip install --force-reinstall torch torchvision"
     ) from error
 
 PLAIN = (VisionTransformer, Eva, Beit, VisionTransformerRelPos)
@@ -149,7 +151,7 @@ def _config(model: Any) -> dict[str, Any]:
     return getattr(model, "pretrained_cfg", None) or {}
 
 
-def _bundled(checkpoint: Path | None) -> nn.Module:
+def _bundled(checkpoint: Path | None) -> Any:
     """The trained model in the package: its file says how to build it and what its classes are called."""
     with resources.as_file(resources.files("vit_explain") / "assets" / "bundled.safetensors") as file:
         with safe_open(file, "pt") as archive:
@@ -157,7 +159,8 @@ def _bundled(checkpoint: Path | None) -> nn.Module:
         labels = json.loads(facts["labels"])
         arguments = json.loads(facts["model_args"])
         model = _with_checkpoint(facts["architecture"], checkpoint or file, arguments)
-    model.pretrained_cfg |= {
+    model.pretrained_cfg = {
+        **_config(model),
         "architecture": BUNDLED,
         "label_names": labels if len(labels) == model.num_classes else None,
         "input_size": (3, *model.patch_embed.img_size),
@@ -166,7 +169,7 @@ def _bundled(checkpoint: Path | None) -> nn.Module:
     return model
 
 
-def _with_checkpoint(name: str, checkpoint: Path, arguments: dict[str, Any]) -> nn.Module:
+def _with_checkpoint(name: str, checkpoint: Path, arguments: dict[str, Any]) -> Any:
     """The architecture with a file's weights, every one of them used; the head is as wide as the file's."""
     state = _read_state(checkpoint)
     head = state.get("head.weight")
@@ -190,7 +193,9 @@ def _read_state(checkpoint: Path) -> dict[str, Tensor]:
             with safe_open(checkpoint, "pt") as archive:
                 state: Any = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (no dict)
         else:
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch remarks on odd pickles before it refuses them
+                state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{checkpoint}: holds more than tensors, and loading it could run code, so it is refused; "
