@@ -1,6 +1,8 @@
-"""Every name the package offers, at full depth and size, without weights: what is captured fits what the family says."""
+"""Every name the package offers, at full depth and size, without weights: what is captured fits the family's words."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import timm
@@ -8,19 +10,34 @@ import torch
 
 from vit_explain import list_models
 from vit_explain.capture import look, match
+from vit_explain.errors import CaptureError
 from vit_explain.family import family_of
+from vit_explain.models.timm_plain import NOT_PLAIN
+from vit_explain.types import Layer
+
+
+def captured(name: str) -> tuple[Any, tuple[int, int], list[Layer], Any]:
+    """The model without weights, its input size, the attention calls that were seen, and its output."""
+    with torch.device("meta"), torch.no_grad():
+        model = timm.create_model(name, pretrained=False).eval()
+        size = family_of(model).preprocessing(model).size
+        layers, output = look(model, torch.empty(1, 3, *size), gradient=False, values=False)
+    return model, size, layers, output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for pattern in NOT_PLAIN for name in timm.list_models(pattern)])
+def test_what_is_left_out_would_be_refused(name):
+    model, size, layers, _ = captured(name)
+    with pytest.raises(CaptureError, match="attention calls were seen"):
+        match(layers, family_of(model).anatomy(model, (3, *size)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in list_models() if name != "bundled"])
 def test_every_name_is_captured_completely(name):
-    with torch.device("meta"):
-        model = timm.create_model(name, pretrained=False).eval()
-        family = family_of(model)
-        size = family.preprocessing(model).size
-        pixels = torch.empty(1, 3, *size)
-        with torch.no_grad():
-            layers, output = look(model, pixels, gradient=False, values=False)
+    model, size, layers, output = captured(name)
+    family = family_of(model)
     anatomy = family.anatomy(model, (3, *size))
     blocks, pool = match(layers, anatomy)
     assert len(blocks) == len(model.blocks)

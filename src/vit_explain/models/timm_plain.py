@@ -36,6 +36,8 @@ except (ImportError, RuntimeError) as error:
 
 PLAIN = (VisionTransformer, Eva, Beit, VisionTransformerRelPos)
 MODULES = ("vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "deit", "eva", "beit")
+# Two parallel attentions a block, or the difference of two: refused by the count of calls, so not offered.
+NOT_PLAIN = ("vit_*_18x2_*", "vit_dwee_*", "vit_dpwee_*", "vit_dlittle_*")
 BUNDLED = "bundled"
 
 
@@ -129,7 +131,10 @@ class TimmPlain:
         return _config(model).get("architecture") or type(model).__name__
 
     def names(self) -> list[str]:
-        return [BUNDLED, *(name for module in MODULES for name in timm.list_models(module=module))]
+        return [
+            BUNDLED,
+            *(name for part in MODULES for name in timm.list_models(module=part, exclude_filters=NOT_PLAIN)),
+        ]
 
     def load(self, name: str, checkpoint: Path | None) -> nn.Module:
         if name == BUNDLED:
