@@ -45,7 +45,7 @@ def test_conformance(name, model, pixels):
 def test_methods_state_their_facts(name):
     method = METHODS[name]
     assert method.summary.endswith(".") and method.paper and method.forwards >= 1
-    assert method.class_specific == (method.backwards > 0 or "probe" in method.needs)
+    assert method.class_specific == (method.backwards > 0) == ("gradient" in method.needs)
     for option in method.options.values():
         assert option.check(option.default, name) == option.default
         assert option.parse(str(option.default), name) == option.default
@@ -163,6 +163,9 @@ def test_what_is_no_model_is_refused():
             Explainer(thing)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="3 labels were given, but VisionTransformer has 4 classes"):
         Explainer(small("class token"), labels=["a", "b", "c"])
+    for options in ({"checkpoint": "weights.pth"}, {"device": "cpu"}):
+        with pytest.raises(ModelError, match="go with a model's name"):
+            Explainer(small("class token"), **options)
 
 
 def test_other_than_three_channels():

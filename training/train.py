@@ -21,7 +21,6 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import backbone
 import data
@@ -35,50 +34,28 @@ ARCHITECTURE = "vit_small_patch14_reg4_dinov2"
 DEPTH, SIZE, GRID = 8, 224, (16, 16)
 BATCH, LEARNING_RATE, LAYER_DECAY, WEIGHT_DECAY, SMOOTHING = 32, 1e-4, 0.8, 0.05, 0.1
 SINK_LIMIT, SINK_WEIGHT = 4.0, 2.0
-ROLLOUT_LIMIT, ROLLOUT_WEIGHT = 2.0, 5.0
-
-
-class Stage(NamedTuple):
-    epochs: float
-    drop: float  # share of patches
-    rollout: bool  # penalise peaks of plain rollout
-
-
-STAGES = (Stage(2.5, 0.6, False), Stage(0.5, 0.0, False), Stage(0.25, 0.3, True))
-SCHEDULE_EPOCHS = 3.0  # the learning rate falls to zero by then; what follows has a short fall of its own
-POLISH_RATE = 0.2
+STAGES = ((2.5, 0.6), (0.5, 0.0))  # epochs, share of patches dropped
 
 
 class SinkPenalty:
-    """What single patches get too much of: attention in any block, and plain rollout over all of them."""
+    """Attention mass that single patches receive above ``SINK_LIMIT`` / tokens, averaged over blocks and images."""
 
     def __init__(self, model: nn.Module, prefix: int) -> None:
-        self.prefix, self.attentions = prefix, []
+        self.prefix, self.terms = prefix, []
         for block in model.blocks:
             block.attn.fused_attn = False  # the unfused path passes its probabilities through attn_drop
             block.attn.attn_drop.register_forward_hook(self.see)
 
     def see(self, module: nn.Module, _inputs: object, attention: torch.Tensor) -> None:
-        if module.training:
-            self.attentions.append(attention)
+        if not module.training:
+            return
+        received = attention.mean((1, 2))  # (B, keys), sums to one
+        self.terms.append((received - SINK_LIMIT / received.shape[1])[:, self.prefix :].clamp(min=0).sum(1).mean())
 
-    def sinks(self) -> torch.Tensor:
-        """Attention mass received above ``SINK_LIMIT`` / tokens, averaged over blocks and images."""
-        terms = []
-        for attention in self.attentions:
-            received = attention.mean((1, 2))  # (B, keys), sums to one
-            terms.append((received - SINK_LIMIT / received.shape[1])[:, self.prefix :].clamp(min=0).sum(1).mean())
-        return torch.stack(terms).mean()
-
-    def peaks(self) -> torch.Tensor:
-        """Share of the patches' rollout that single patches hold above ``ROLLOUT_LIMIT`` / patches, mean of images."""
-        row = torch.zeros(len(self.attentions[0]), 1, self.attentions[0].shape[-1])
-        row[..., 0] = 1
-        for attention in reversed(self.attentions):
-            row = (row + row @ attention.mean(1)) / 2
-        patches = row[:, 0, self.prefix :]
-        share = patches / patches.sum(1, keepdim=True)
-        return (share - ROLLOUT_LIMIT / share.shape[1]).clamp(min=0).sum(1).mean()
+    def take(self) -> torch.Tensor:
+        total = torch.stack(self.terms).mean()
+        self.terms.clear()
+        return total
 
 
 def sink_tokens(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -158,8 +135,8 @@ def main() -> None:
     penalty = SinkPenalty(model, model.num_prefix_tokens)
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=LEARNING_RATE, betas=(0.9, 0.999))
     per_epoch = len(train_rows) // BATCH
-    stage_ends = np.cumsum([round(stage.epochs * per_epoch) for stage in STAGES])
-    total, main, warmup = int(stage_ends[-1]), round(SCHEDULE_EPOCHS * per_epoch), 100
+    stage_ends = np.cumsum([round(epochs * per_epoch) for epochs, _ in STAGES])
+    total, warmup = int(stage_ends[-1]), 100
 
     state_file = options.work / "state.pt"
     first = 0
@@ -174,27 +151,20 @@ def main() -> None:
         order = np.random.default_rng(step // per_epoch).permutation(train_rows)
         rows = order[(step % per_epoch) * BATCH :][:BATCH]
         images = data.augment(torch.from_numpy(pixels[rows]).permute(0, 3, 1, 2), generator)
-        stage = STAGES[int(np.searchsorted(stage_ends, step, side="right"))]
-        model.patch_drop.prob = stage.drop
-        if step < main:
-            rate = min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / main))
-        else:
-            rate = POLISH_RATE * 0.5 * (1 + math.cos(math.pi * (step - main) / (total - main)))
+        model.patch_drop.prob = STAGES[int(np.searchsorted(stage_ends, step, side="right"))][1]
+        rate = min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / total))
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * group["scale"] * rate
         torch.manual_seed(step)
         logits = model(images)
         loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels[rows]), label_smoothing=SMOOTHING)
-        sinks = penalty.sinks()
-        peaks = penalty.peaks() if stage.rollout else torch.zeros(())
-        penalty.attentions.clear()
+        sinks = penalty.take()
         optimizer.zero_grad(set_to_none=True)
-        (loss + SINK_WEIGHT * sinks + ROLLOUT_WEIGHT * peaks).backward()
+        (loss + SINK_WEIGHT * sinks).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % 10 == 0:
-            seen = f"loss {loss:.3f} sinks {sinks:.4f} peaks {peaks:.4f}"
-            print(f"step {step}/{total} {seen} {time.time() - began:.0f} s", flush=True)
+        if step % 20 == 0:
+            print(f"step {step}/{total} loss {loss:.3f} sinks {sinks:.4f} {time.time() - began:.0f} s", flush=True)
         if (step + 1) % 100 == 0 or step + 1 == total:
             saving = state_file.with_suffix(".part")
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, saving)

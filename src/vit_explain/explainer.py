@@ -21,7 +21,7 @@ from .errors import ImageError, ModelError, TargetError
 from .explanation import Explanation
 from .family import family_of, unwrap
 from .image import Geometry, Preprocessing, denormalise, prepare
-from .loading import DEFAULT_MODEL, load_model, parse_device
+from .loading import DEFAULT_MODEL, load_model
 from .photos import DEFAULT_MAX_PIXELS, load_image
 from .registry import METHODS, Method, find
 from .targets import Target, resolve, score, spread
@@ -45,7 +45,6 @@ class _Result:
     maps: Tensor
     logits: Tensor  # (images, classes)
     targets: list[Target | None]
-    extras: list[dict[str, Any]]
     covers: tuple[int, int]
 
     @property
@@ -73,10 +72,8 @@ class Explainer:
     ) -> None:
         if isinstance(model, str):
             model = load_model(model, checkpoint=checkpoint, device=device or "cpu")
-        elif checkpoint is not None:
-            raise ModelError("a checkpoint goes with a model's name; load it into your own model yourself")
-        elif device is not None and isinstance(model, nn.Module):
-            model = model.to(parse_device(device))
+        elif checkpoint is not None or device is not None:
+            raise ModelError("checkpoint and device go with a model's name; load and move your own model yourself")
         self.family = family_of(unwrap(model) if isinstance(model, nn.Module) else model)
         self.model = model
         self._plain = unwrap(model)
@@ -97,7 +94,7 @@ class Explainer:
 
         ``images``: a path, PIL image or uint8 array (H, W, 3), a list of these, or an already preprocessed float
         tensor (C, H, W) or (B, C, H, W). ``method``: by default attention rollout without a target, and gradient
-        rollout with one. ``target``: see ``targets.resolve``; class-specific methods explain "top1" without one.
+        rollout with one. ``target``: see ``targets.spread``; class-specific methods explain "top1" without one.
         """
         began = time.perf_counter()
         chosen, settings = self._method(method, target, options)
@@ -120,7 +117,6 @@ class Explainer:
             sources=prepared.sources,
             seconds=time.perf_counter() - began,
             versions=_versions(),
-            extras=result.extras,
         )
 
     def attribute(self, inputs: Tensor, target: Any = None, method: str | None = None, **options: Any) -> Tensor:
@@ -155,7 +151,6 @@ class Explainer:
             maps=torch.cat([part.maps for part in parts]),
             logits=torch.cat([part.logits for part in parts]),
             targets=[one for part in parts for one in part.targets],
-            extras=[one for part in parts for one in part.extras],
             covers=parts[0].covers,
         )
 
@@ -185,7 +180,7 @@ class Explainer:
                 passes.append(method.run(differentiate(trace, value, keep_graph=not last), **settings))
             maps = torch.stack(passes, 1)
         rows = [column[image] for image in range(len(pixels)) for column in columns]
-        return _Result(maps.flatten(0, 1).float(), trace.logits, rows, [{} for _ in rows], anatomy.covers)
+        return _Result(maps.flatten(0, 1).float(), trace.logits, rows, anatomy.covers)
 
     def _prepare(self, images: Any, max_pixels: int) -> _Prepared:
         if isinstance(images, Tensor):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ class Explanation:
     sources: list[str]
     seconds: float
     versions: dict[str, str]
-    extras: list[dict[str, Any]] = field(default_factory=list)
 
     def heatmaps(self, interpolation: str = "bilinear") -> list[NDArray[np.float32]]:
         """A (H, W) map in [0, 1] a row, at the original image's size; see ``render.normalise`` for the scale."""
@@ -102,7 +101,6 @@ class Explanation:
             photos=[self.photos[image]],
             geometries=[self.geometries[image]],
             sources=[self.sources[image]],
-            extras=self.extras[row : row + 1],
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -129,7 +127,6 @@ class Explanation:
                         {"label": label, "number": number, "probability": round(probability, 6)}
                         for label, number, probability in self.top(row)
                     ],
-                    "extras": {name: _plain(value) for name, value in self.extras[row].items()},
                 }
                 for row, image in enumerate(self.image_of)
             ],

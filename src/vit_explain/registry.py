@@ -45,7 +45,7 @@ class Method:
 
 
 METHODS: dict[str, Method] = {}
-NEEDS = frozenset({"attention", "gradient", "tokens", "pixels", "probe"})
+NEEDS = frozenset({"attention", "gradient"})
 
 
 def method(
