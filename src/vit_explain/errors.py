@@ -34,6 +34,11 @@ class OutputError(VitExplainError, OSError):
     """A result that could not be written."""
 
 
+def reason(error: BaseException) -> str:
+    """The first line of an error's text, or its kind where it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def near(name: str, known: Iterable[str], most: int = 5) -> str:
     """Sentence that offers the known names closest to ``name``, or the first few where none is close."""
     names = list(dict.fromkeys(known))

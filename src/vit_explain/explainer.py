@@ -179,8 +179,10 @@ class Explainer:
                 last = number == len(wanted_columns) - 1
                 passes.append(method.run(differentiate(trace, value, keep_graph=not last), **settings))
             maps = torch.stack(passes, 1)
+        # What a model without a head returns are features, which nobody should read as scores of classes.
+        scores = trace.logits if self.family.classes(self._plain) else trace.logits[:, :0]
         rows = [column[image] for image in range(len(pixels)) for column in columns]
-        return _Result(maps.flatten(0, 1).float(), trace.logits, rows, anatomy.covers)
+        return _Result(maps.flatten(0, 1).float(), scores, rows, anatomy.covers)
 
     def _prepare(self, images: Any, max_pixels: int) -> _Prepared:
         if isinstance(images, Tensor):

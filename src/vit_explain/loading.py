@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from . import models  # noqa: F401  registers the families
-from .errors import ModelError, near
+from .errors import ModelError, near, reason
 from .family import FAMILIES
 
 DEFAULT_MODEL = "bundled"
@@ -44,5 +44,5 @@ def parse_device(device: str | torch.device) -> torch.device:
         parsed = torch.device(device)
         torch.empty(0, device=parsed)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]})") from error
+        raise ModelError(f"device {str(device)!r} cannot be used here ({reason(error)})") from error
     return parsed

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from ..errors import ModelError, reason
 from ..family import register
 from ..image import Preprocessing
 from ..types import Anatomy, Readout
@@ -30,7 +30,7 @@ try:
 except (ImportError, RuntimeError) as error:
     # A CPU-only torch beside a registry torchvision dies with "operator torchvision::nms does not exist".
     raise ModelError(
-        f"timm cannot be imported ({str(error).splitlines()[0]}): torch is a CPU-only build and torchvision is not, "
+        f"timm cannot be imported ({reason(error)}): torch is a CPU-only build and torchvision is not, "
         "or the reverse; reinstall both together: pip install --force-reinstall torch torchvision"
     ) from error
 
@@ -121,7 +121,7 @@ class TimmPlain:
         known = _config(model).get("label_names")
         if known is not None and len(known) == model.num_classes:
             return list(known)
-        subset = infer_imagenet_subset(model)
+        subset = infer_imagenet_subset(model) if model.num_classes else None
         if subset is None:
             return None
         info = ImageNetInfo(subset)
@@ -144,9 +144,8 @@ class TimmPlain:
         try:
             return timm.create_model(name, pretrained=True).eval()
         except Exception as error:  # hubs, proxies and disks fail in many ways; all of them mean "no weights"
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(
-                f"the weights of {name} could not be loaded from the hub ({first}); offline, give a file with "
+                f"the weights of {name} could not be loaded from the hub ({reason(error)}); offline, give a file with "
                 f"checkpoint=, or use the model {BUNDLED!r}"
             ) from error
 
@@ -207,7 +206,7 @@ def _read_state(checkpoint: Path) -> dict[str, Tensor]:
             "save its state_dict, best as .safetensors"
         ) from error
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise ModelError(f"{checkpoint}: cannot be read as weights ({str(error).splitlines()[0]})") from error
+        raise ModelError(f"{checkpoint}: cannot be read as weights ({reason(error)})") from error
     for key in ("model_ema", "state_dict_ema", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
