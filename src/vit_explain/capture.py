@@ -25,6 +25,28 @@ SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 PRODUCT = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
 
 
+class Slab:
+    """Contiguous copies of large tensors, side by side in a few large buffers.
+
+    What is kept through a look would otherwise lie between the model's own short-lived buffers on the heap and keep the
+    room between them from being used again (measured at 4,097 tokens: 130 MB on top of 300 MB that are kept).
+    """
+
+    SIZE, WORTH = 2**26, 2**22  # bytes; pages that nothing is written to cost nothing
+
+    def __init__(self) -> None:
+        self._rest: Tensor | None = None
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        size = tensor.numel() * tensor.element_size()
+        if tensor.device.type != "cpu" or size < self.WORTH:
+            return tensor.contiguous()
+        if self._rest is None or len(self._rest) < size:
+            self._rest = torch.empty(max(self.SIZE, size), dtype=torch.uint8)
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        return piece.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
 class AttentionTap(TorchFunctionMode):
     """Collects one ``Layer`` an attention call while it is entered.
 
@@ -36,6 +58,7 @@ class AttentionTap(TorchFunctionMode):
         self.gradient, self.values = gradient, values
         self.layers: list[Layer] = []
         self._softmax: Tensor | None = None
+        self._slab = Slab()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -90,7 +113,7 @@ class AttentionTap(TorchFunctionMode):
         """Detached; copied where it is a view that would keep a larger buffer (q, k, v in one) alive for nothing."""
         tensor = tensor.detach()
         shared = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
-        return tensor.contiguous() if shared and not self.gradient else tensor
+        return self._slab.copy(tensor) if shared and not self.gradient else tensor
 
     def _leaf(self, out: Tensor) -> Tensor:
         """Start the graph here where nothing before it needs a gradient (frozen parameters, plain pixels)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
 import time
 from collections.abc import Sequence
@@ -79,7 +80,16 @@ class Explainer:
         self._plain = unwrap(model)
         self.model_name = self.family.name(self._plain)
         self.preprocessing = preprocessing or self.family.preprocessing(self._plain)
-        self.labels = self._checked(labels)
+        if labels is not None:
+            classes = self.family.classes(self._plain)
+            if len(labels) != classes:
+                raise ModelError(f"{len(labels)} labels were given, but {self.model_name} has {classes} classes")
+            self.labels = list(labels)
+
+    @functools.cached_property
+    def labels(self) -> list[str] | None:
+        """Class names, where they are known; looked up when first asked for, since ImageNet's fill megabytes."""
+        return self.family.labels(self._plain)
 
     def explain(
         self,
@@ -208,14 +218,6 @@ class Explainer:
             geometries=[geometry for _, geometry in ready],
             sources=[str(source) if isinstance(source, (str, Path)) else type(source).__name__ for source in images],
         )
-
-    def _checked(self, labels: Sequence[str] | None) -> list[str] | None:
-        if labels is None:
-            return self.family.labels(self._plain)
-        classes = self.family.classes(self._plain)
-        if len(labels) != classes:
-            raise ModelError(f"{len(labels)} labels were given, but {self.model_name} has {classes} classes")
-        return list(labels)
 
 
 def explain(
