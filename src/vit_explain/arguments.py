@@ -24,11 +24,6 @@ def open_explainer(model: str, checkpoint: str | None, labels: str | None, devic
     return Explainer(model, checkpoint=checkpoint, labels=names, device=read_device(device))
 
 
-def choose_method(method: str | None, target: Any) -> str:
-    """As the original project has it: no class means attention rollout, a class means gradient rollout."""
-    return method or ("rollout" if target is None else "gradient_rollout")
-
-
 def read_device(name: str) -> str:
     """``auto`` means the accelerator where there is one."""
     if name != "auto":

@@ -24,7 +24,7 @@ from .family import family_of, unwrap
 from .image import Geometry, Preprocessing, denormalise, prepare
 from .loading import DEFAULT_MODEL, load_model
 from .photos import DEFAULT_MAX_PIXELS, load_image
-from .registry import METHODS, Method, find
+from .registry import METHODS, Method, choose_method, find
 from .targets import Target, resolve, score, spread
 from .types import Trace
 
@@ -138,7 +138,7 @@ class Explainer:
         return self._run(_checked_pixels(inputs), chosen, target, settings).maps.to(inputs.device)
 
     def _method(self, method: str | None, target: Any, options: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
-        chosen = find(method or ("rollout" if target is None else "gradient_rollout"))
+        chosen = find(choose_method(method, target))
         if target is not None and not chosen.class_specific:
             raise TargetError(
                 f"{chosen.name} does not depend on a class: leave the target out or choose another method"
@@ -182,11 +182,11 @@ class Explainer:
         else:
             if self.family.classes(self._plain) == 0 and not all(callable(one) for row in wanted for one in row):
                 raise TargetError(f"{self.model_name} has no classifier head: give a function of its output as target")
-            columns = wanted_columns = resolve(wanted, trace.logits, self.labels)
+            columns = targets = resolve(wanted, trace.logits, self.labels)
             passes = []
-            for number, column in enumerate(wanted_columns):
+            for number, column in enumerate(targets):
                 value = score(column, logits, output)
-                last = number == len(wanted_columns) - 1
+                last = number == len(targets) - 1
                 passes.append(method.run(differentiate(trace, value, keep_graph=not last), **settings))
             maps = torch.stack(passes, 1)
         # What a model without a head returns are features, which nobody should read as scores of classes.

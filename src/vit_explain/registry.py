@@ -80,6 +80,11 @@ def method(
     return register
 
 
+def choose_method(name: str | None, target: Any) -> str:
+    """As the original project has it: no class means attention rollout, a class means gradient rollout."""
+    return name or ("rollout" if target is None else "gradient_rollout")
+
+
 def find(name: str) -> Method:
     """The method of this name; an error with near matches otherwise."""
     if name not in METHODS:

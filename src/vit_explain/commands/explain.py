@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..arguments import BUNDLED, ORIGINAL_DEFAULT, choose_method, open_explainer, read_pairs, read_settings, read_target
+from ..arguments import BUNDLED, ORIGINAL_DEFAULT, open_explainer, read_pairs, read_settings, read_target
 from ..errors import ImageError
+from ..registry import choose_method
 from ..terminal import complain, print_json, screen
 
 if TYPE_CHECKING:

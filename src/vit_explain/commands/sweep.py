@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..arguments import BUNDLED, choose_method, open_explainer, read_pairs, read_settings
+from ..arguments import BUNDLED, open_explainer, read_pairs, read_settings
 from ..errors import OptionError, TargetError
+from ..registry import choose_method
 from ..terminal import screen
 from .explain import (
     Checkpoint,
