@@ -40,7 +40,7 @@ class Slab:
     def copy(self, tensor: Tensor) -> Tensor:
         size = tensor.numel() * tensor.element_size()
         if tensor.device.type != "cpu" or size < self.WORTH:
-            return tensor.contiguous()
+            return tensor.clone(memory_format=torch.contiguous_format)
         if self._rest is None or len(self._rest) < size:
             self._rest = torch.empty(max(self.SIZE, size), dtype=torch.uint8)
         piece, self._rest = self._rest[:size], self._rest[size:]
@@ -51,11 +51,12 @@ class AttentionTap(TorchFunctionMode):
     """Collects one ``Layer`` an attention call while it is entered.
 
     ``gradient``: outputs stay in the graph, so that ``∂y/∂out`` can be asked for; ``values``: v is kept too.
+    ``shortened``: (number of a call, queries): of that fused call only the first so many queries are kept.
     """
 
-    def __init__(self, *, gradient: bool, values: bool) -> None:
+    def __init__(self, *, gradient: bool, values: bool, shortened: tuple[int, int] | None = None) -> None:
         super().__init__()
-        self.gradient, self.values = gradient, values
+        self.gradient, self.values, self.shortened = gradient, values, shortened
         self.layers: list[Layer] = []
         self._softmax: Tensor | None = None
         self._slab = Slab()
@@ -96,6 +97,9 @@ class AttentionTap(TorchFunctionMode):
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = torch.zeros_like(attn_mask, dtype=torch.float32).masked_fill_(~attn_mask, -torch.inf)
         out = self._leaf(out)
+        queries = query.shape[2]
+        if self.shortened is not None and len(self.layers) == self.shortened[0]:
+            query = query[:, :, : self.shortened[1]]
         self.layers.append(
             Layer(
                 scale if scale is not None else query.shape[-1] ** -0.5,
@@ -105,6 +109,7 @@ class AttentionTap(TorchFunctionMode):
                 bias=attn_mask,
                 causal=is_causal,
                 out=out if self.gradient else None,
+                dropped=queries - query.shape[2],
             )
         )
         return out
@@ -140,9 +145,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
                 module.training = True
 
 
-def look(model: nn.Module, pixels: Tensor, *, gradient: bool, values: bool) -> tuple[list[Layer], Any]:
+def look(
+    model: nn.Module, pixels: Tensor, *, gradient: bool, values: bool, shortened: tuple[int, int] | None = None
+) -> tuple[list[Layer], Any]:
     """Run the model on (B, C, H, W) pixels: the attention calls in order, and what the model returned."""
-    with evaluation_mode(model), AttentionTap(gradient=gradient, values=values) as tap:
+    with evaluation_mode(model), AttentionTap(gradient=gradient, values=values, shortened=shortened) as tap:
         output = model(pixels)
     return tap.layers, output
 
@@ -167,7 +174,7 @@ def match(layers: list[Layer], anatomy: Anatomy) -> tuple[list[Layer], Layer | N
     for name, layer in zip((*anatomy.blocks, "attn_pool"), layers, strict=False):
         layer.name = name
         queries, keys = layer.shape[2:]
-        fits = keys in (tokens, patches) if name == "attn_pool" else queries == keys == tokens
+        fits = keys in (tokens, patches) if name == "attn_pool" else queries + layer.dropped == keys == tokens
         if not fits:
             raise CaptureError(
                 f"{name}: attention of {queries} queries over {keys} keys was seen, but the model family says "

@@ -170,7 +170,10 @@ class Explainer:
         channels, height, width = pixels.shape[1:]
         anatomy = self.family.anatomy(self._plain, (channels, height, width))
         gradient = "gradient" in method.needs
-        seen, output = look(self._plain, pixels, gradient=gradient, values=gradient)
+        read = anatomy.readout
+        suffice = method.read_rows_suffice(**settings) and read.tokens and not (read.patches or read.attention)
+        shortened = (len(anatomy.blocks) - 1, max(read.tokens) + 1) if suffice else None
+        seen, output = look(self._plain, pixels, gradient=gradient, values=gradient, shortened=shortened)
         layers, pool = match(seen, anatomy)
         logits = self.family.logits(output)
         if not _finite(logits):

@@ -31,6 +31,7 @@ class Method:
     signed: bool
     needs: frozenset[str]
     options: dict[str, Option]
+    read_rows_suffice: Callable[..., bool]
 
     def settings(self, given: dict[str, Any]) -> dict[str, Any]:
         """All options: the given ones checked, defaults for the others."""
@@ -56,8 +57,13 @@ def method(
     backwards: int = 0,
     class_specific: bool,
     signed: bool = False,
+    read_rows_suffice: Callable[..., bool] = lambda **_: False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the decorated function under its own name; the first line of its docstring is the summary."""
+    """Register the decorated function under its own name; the first line of its docstring is the summary.
+
+    ``read_rows_suffice``: from the options, whether of the last block's queries only those that the head reads matter;
+    where they are single tokens, the others are then not kept.
+    """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         name = function.__name__
@@ -73,7 +79,17 @@ def method(
         }
         summary = (inspect.getdoc(function) or "").splitlines()[0]
         METHODS[name] = Method(
-            name, function, summary, paper, forwards, backwards, class_specific, signed, frozenset(needs), options
+            name,
+            function,
+            summary,
+            paper,
+            forwards,
+            backwards,
+            class_specific,
+            signed,
+            frozenset(needs),
+            options,
+            read_rows_suffice,
         )
         return function
 

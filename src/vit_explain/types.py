@@ -36,6 +36,7 @@ class Layer:
     out: Tensor | None = None  # (B, H, N, Dv), part of the graph where gradients were asked for
     grad_out: Tensor | None = None  # ∂y/∂out, (B, H, N, Dv)
     name: str = "attention"
+    dropped: int = 0  # queries after the N kept ones, where only the first ones were worth their memory
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -72,7 +73,8 @@ class Layer:
         assert self.q is not None and self.k is not None
         scores = _products(self.q.detach()[images, :, rows], self.k.detach()[images], self.scale)
         if self.bias is not None:
-            scores += self.bias.detach().expand(self.shape)[images, :, rows]
+            b, h, n, m = self.shape
+            scores += self.bias.detach().expand(b, h, n + self.dropped, m)[images, :, rows]
         if self.causal:
             n, m = self.shape[2:]
             later = torch.ones(n, m, dtype=torch.bool, device=scores.device).triu(1)

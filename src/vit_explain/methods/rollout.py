@@ -13,6 +13,7 @@ from ..types import Layer, Trace
     paper="Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020",
     needs={"attention"},
     class_specific=False,
+    read_rows_suffice=lambda *, discard_ratio, legacy, **_: discard_ratio == 0 and not legacy,
 )
 def rollout(
     trace: Trace, *, head_fusion: HeadFusion = "mean", discard_ratio: DiscardRatio = 0.0, legacy: bool = False
