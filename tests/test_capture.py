@@ -15,11 +15,13 @@ from torch import nn
 from vit_explain import Explainer, types
 from vit_explain.capture import AttentionTap, look
 from vit_explain.errors import CaptureError, ModelError, TargetError
+from vit_explain.family import family_of
 
 
 def test_attention_and_its_gradient_are_those_of_the_unfused_model(vit, pixels):
     attentions, gradients = unfused_attention(vit, pixels, target=2)
-    layers, logits = look(vit, pixels, gradient=True, values=True)
+    seen = look(vit, pixels, {"attention", "gradient"})
+    layers, logits = seen.layers, seen.output
     grads = torch.autograd.grad(logits[:, 2].sum(), [layer.out for layer in layers])
     assert len(layers) == len(attentions) == 3
     for layer, grad, attention, gradient in zip(layers, grads, attentions, gradients, strict=True):
@@ -29,7 +31,7 @@ def test_attention_and_its_gradient_are_those_of_the_unfused_model(vit, pixels):
 
 
 def test_blocks_cover_everything_whatever_their_size(vit, pixels, monkeypatch):
-    layers, _ = look(vit, pixels, gradient=False, values=False)
+    layers = look(vit, pixels, {"attention"}).layers
     whole = layers[0].attention()
     for elements in (1, 40, 300, 10**9):
         monkeypatch.setitem(types.BLOCK_ELEMENTS, "cpu", elements)
@@ -138,8 +140,9 @@ def test_the_model_is_left_as_it_was_after_an_error(vit, pixels):
 
 def test_looking_does_not_change_the_output(model, pixels):
     plain = model(pixels)
-    for gradient in (False, True):
-        _, output = look(model, pixels, gradient=gradient, values=True)
+    anatomy = family_of(model).anatomy(model, (3, *SIZE))
+    for needs in ({"attention"}, {"attention", "tokens", "features", "gradient"}, {"tokens", "graph"}, set()):
+        output = look(model, pixels, needs, anatomy).output
         torch.testing.assert_close(output.detach(), plain.detach())
 
 
@@ -208,7 +211,7 @@ def test_gradient_checkpointing_is_refused_with_the_remedy(vit, pixels):
 
 
 def test_a_target_that_attention_does_not_reach_is_refused(vit, pixels):
-    with pytest.raises(TargetError, match="does not depend on the model's attention"):
+    with pytest.raises(TargetError, match="does not depend on what the model sees"):
         Explainer(vit).explain(pixels, target=lambda output: torch.zeros(len(output)))
 
 

@@ -17,8 +17,9 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 LEVELS = [
     {"_version", "errors"},
     {"options", "photos", "terminal", "types"},
-    {"capture", "image", "registry", "targets"},
-    {"family", "propagate", "rules"},
+    {"hooks", "image", "registry", "targets"},
+    {"capture", "family", "propagate", "rules"},
+    {"inquiry"},
     {"labels", "methods", "metrics", "models", "render", "store"},
     {"explanation", "loading"},
     {"explainer"},

@@ -21,8 +21,8 @@ def captured(name: str) -> tuple[Any, tuple[int, int], list[Layer], Any]:
     with torch.device("meta"), torch.no_grad():
         model = timm.create_model(name, pretrained=False).eval()
         size = family_of(model).preprocessing(model).size
-        layers, output = look(model, torch.empty(1, 3, *size), gradient=False, values=False)
-    return model, size, layers, output
+        seen = look(model, torch.empty(1, 3, *size), {"attention"})
+    return model, size, seen.layers, seen.output
 
 
 @pytest.mark.slow

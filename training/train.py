@@ -229,7 +229,7 @@ def main() -> None:
                 right = (logits.argmax(1) == torch.from_numpy(labels[rows])).float().mean()
                 print(
                     f"run {number} step {step}/{total} loss {entropy:.3f} right {right:.2f} sinks {sinks:.4f} "
-                    f"foreground {math.exp(-focus):.3f} {time.time() - began:.0f} s",
+                    f"foreground {math.exp(-focus.detach()):.3f} {time.time() - began:.0f} s",
                     flush=True,
                 )
             if (step + 1) % 50 == 0 or step + 1 == total:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Container, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .errors import CaptureError, TargetError
+from .hooks import hooked
 from .types import Anatomy, Layer, Trace
 
 SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
@@ -145,13 +148,65 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
                 module.training = True
 
 
+@dataclass(eq=False)
+class Seen:
+    """What one forward left: the attention calls in order, the tokens that were asked for, the model's output."""
+
+    output: Any
+    layers: list[Layer] = field(default_factory=list)
+    tokens: list[Tensor] = field(default_factory=list)
+    features: Tensor | None = None
+
+
 def look(
-    model: nn.Module, pixels: Tensor, *, gradient: bool, values: bool, shortened: tuple[int, int] | None = None
-) -> tuple[list[Layer], Any]:
-    """Run the model on (B, C, H, W) pixels: the attention calls in order, and what the model returned."""
-    with evaluation_mode(model), AttentionTap(gradient=gradient, values=values, shortened=shortened) as tap:
-        output = model(pixels)
-    return tap.layers, output
+    model: nn.Module,
+    pixels: Tensor,
+    needs: Container[str],
+    anatomy: Anatomy | None = None,
+    *,
+    shortened: tuple[int, int] | None = None,
+) -> Seen:
+    """Run the model on (B, C, H, W) pixels and keep what is needed; ``anatomy`` says where tokens are."""
+    seen = Seen(None)
+    gradient = "gradient" in needs or "graph" in needs
+    with ExitStack() as stack:
+        stack.enter_context(evaluation_mode(model))
+        if anatomy is not None:
+            _watch_tokens(stack, model, seen, needs, anatomy, gradient)
+        if "attention" in needs:
+            tap = AttentionTap(gradient=gradient, values=gradient or "values" in needs, shortened=shortened)
+            stack.enter_context(tap)
+            seen.layers = tap.layers
+        seen.output = model(pixels)
+    return seen
+
+
+def _watch_tokens(
+    stack: ExitStack, model: nn.Module, seen: Seen, needs: Container[str], anatomy: Anatomy, gradient: bool
+) -> None:
+    length = anatomy.prefix + anatomy.grid[0] * anatomy.grid[1]
+
+    def checked(tokens: Any, where: str) -> Tensor:
+        if not isinstance(tokens, Tensor) or tokens.ndim != 3 or tokens.shape[1] != length:
+            found = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise CaptureError(f"{where}: {found} was seen, but the model family says (B, {length}, D) tokens")
+        return tokens.detach().requires_grad_() if gradient and not tokens.requires_grad else tokens
+
+    def keep(tokens: Any, where: str) -> Tensor:
+        seen.tokens.append(checked(tokens, where))
+        return seen.tokens[-1]
+
+    def keep_features(tokens: Any) -> Tensor:
+        seen.features = checked(tokens, anatomy.features)
+        return seen.features
+
+    if "tokens" in needs:
+        for name in anatomy.blocks:
+            stack.enter_context(hooked(model.get_submodule(name), before=partial(keep, where=f"input of {name}")))
+        last = anatomy.blocks[-1]
+        stack.enter_context(hooked(model.get_submodule(last), after=partial(keep, where=f"output of {last}")))
+    if "features" in needs:
+        stack.enter_context(hooked(model.get_submodule(anatomy.features), after=keep_features))
 
 
 def match(layers: list[Layer], anatomy: Anatomy) -> tuple[list[Layer], Layer | None]:
@@ -183,19 +238,30 @@ def match(layers: list[Layer], anatomy: Anatomy) -> tuple[list[Layer], Layer | N
     return (layers[:-1], layers[-1]) if pooled else (layers, None)
 
 
-def differentiate(trace: Trace, value: Tensor, *, keep_graph: bool) -> Trace:
-    """The trace with ``∂y/∂out`` of every layer, for numbers y (B,) that came out of the look.
+def differentiate(trace: Trace, value: Tensor, needs: Container[str], *, keep_graph: bool) -> Trace:
+    """The trace with the gradients of numbers y (B,) that came out of the look: of attention outputs, tokens, pixels.
 
     Summing over images is exact: no image's number depends on another's layers. Parameter gradients stay untouched.
     """
-    layers = trace.layers if trace.pool is None else [*trace.layers, trace.pool]
-    outs = [layer.out for layer in layers if layer.out is not None]
     if not value.requires_grad:
-        raise TargetError("the target does not depend on the model's attention, so there is nothing to explain")
-    grads = torch.autograd.grad(value.sum(), outs, retain_graph=keep_graph, allow_unused=True)
-    known = [
-        dataclasses.replace(layer, out=None, grad_out=torch.zeros_like(out) if grad is None else grad)
-        for layer, out, grad in zip(layers, outs, grads, strict=True)
-    ]
+        raise TargetError("the target does not depend on what the model sees, so there is nothing to explain")
+    calls = trace.layers if trace.pool is None else [*trace.layers, trace.pool]
+    outs = [layer.out for layer in calls if layer.out is not None]
+    features = [] if trace.features is None else [trace.features]
+    pixels = [trace.pixels] if "pixels" in needs else []
+    wanted = [*outs, *trace.tokens, *features, *pixels]
+    found = torch.autograd.grad(value.sum(), wanted, retain_graph=keep_graph, allow_unused=True)
+    gradients = iter(torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found, strict=True))
+    known = [dataclasses.replace(layer, out=None, grad_out=next(gradients)) for layer in calls]
     pool = None if trace.pool is None else known.pop()
-    return dataclasses.replace(trace, layers=known, pool=pool)
+    return dataclasses.replace(
+        trace,
+        layers=known,
+        pool=pool,
+        tokens=[tokens.detach() for tokens in trace.tokens],
+        token_gradients=[next(gradients) for _ in trace.tokens],
+        features=None if trace.features is None else trace.features.detach(),
+        feature_gradient=next(gradients) if features else None,
+        pixels=trace.pixels.detach(),
+        pixel_gradient=next(gradients) if pixels else None,
+    )

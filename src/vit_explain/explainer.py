@@ -17,18 +17,16 @@ from torch import Tensor, nn
 
 from . import methods  # noqa: F401  registers the methods
 from ._version import __version__
-from .capture import differentiate, look, match
 from .errors import ImageError, ModelError, TargetError
 from .explanation import Explanation
 from .family import family_of, unwrap
 from .image import Geometry, Preprocessing, denormalise, prepare
+from .inquiry import CHUNK, Subject, finite
 from .loading import DEFAULT_MODEL, load_model
 from .photos import DEFAULT_MAX_PIXELS, load_image
 from .registry import METHODS, Method, choose_method, find
-from .targets import Target, resolve, score, spread
-from .types import Trace
-
-CHUNK = 8  # images a forward; more gains nothing on a processor and costs memory
+from .targets import Target, resolve, spread
+from .types import Attribution
 
 
 @dataclasses.dataclass(eq=False)
@@ -47,6 +45,8 @@ class _Result:
     logits: Tensor  # (images, classes)
     targets: list[Target | None]
     covers: tuple[int, int]
+    facts: dict[str, Tensor]
+    warnings: list[list[str]]
 
     @property
     def image_of(self) -> list[int]:
@@ -125,6 +125,8 @@ class Explainer:
             # The grid may cover less than the input (sizes that patches do not divide), or its padding.
             geometries=[dataclasses.replace(one, input=result.covers) for one in prepared.geometries],
             sources=prepared.sources,
+            facts={name: values.numpy() for name, values in result.facts.items()},
+            warnings=result.warnings,
             seconds=time.perf_counter() - began,
             versions=_versions(),
         )
@@ -148,9 +150,8 @@ class Explainer:
     def _run(self, pixels: Tensor, method: Method, target: Any, settings: dict[str, Any]) -> _Result:
         images = len(pixels)
         wanted = spread("top1" if target is None else target, images) if method.class_specific else None
-        gradient = "gradient" in method.needs
         # Whatever mode the caller is in: inside torch.inference_mode() nothing could be differentiated.
-        with torch.inference_mode(False), torch.set_grad_enabled(gradient):
+        with torch.inference_mode(False), torch.no_grad():
             parts = [
                 self._chunk(pixels[first : first + CHUNK], method, wanted and wanted[first : first + CHUNK], settings)
                 for first in range(0, images, CHUNK)
@@ -162,6 +163,8 @@ class Explainer:
             logits=torch.cat([part.logits for part in parts]),
             targets=[one for part in parts for one in part.targets],
             covers=parts[0].covers,
+            facts={name: torch.cat([part.facts[name] for part in parts]) for name in parts[0].facts},
+            warnings=[one for part in parts for one in part.warnings],
         )
 
     def _chunk(self, pixels: Tensor, method: Method, wanted: list[Any] | None, settings: dict[str, Any]) -> _Result:
@@ -169,33 +172,41 @@ class Explainer:
         pixels = pixels.to(reference.device, reference.dtype, copy=pixels.is_inference())
         channels, height, width = pixels.shape[1:]
         anatomy = self.family.anatomy(self._plain, (channels, height, width))
-        gradient = "gradient" in method.needs
         read = anatomy.readout
         suffice = method.read_rows_suffice(**settings) and read.tokens and not (read.patches or read.attention)
         shortened = (len(anatomy.blocks) - 1, max(read.tokens) + 1) if suffice else None
-        seen, output = look(self._plain, pixels, gradient=gradient, values=gradient, shortened=shortened)
-        layers, pool = match(seen, anatomy)
-        logits = self.family.logits(output)
-        if not _finite(logits):
-            raise ModelError(f"{self.model_name} returned scores that are not finite (NaN or infinity)")
-        trace = Trace(layers, pool, anatomy, pixels, logits.detach().float())
+        subject = Subject(self._plain, self.family, anatomy)
+        trace, output = subject.look(pixels, method.needs, method.within(**settings), shortened=shortened)
+        columns: Sequence[Sequence[Target | None]] = [[None] * len(pixels)]
         if wanted is None:
-            maps = method.run(trace, **settings).unsqueeze(1)
-            columns: Sequence[Sequence[Target | None]] = [[None] * len(pixels)]
+            found = [_attribution(method.run(trace, **settings))]
         else:
             if self.family.classes(self._plain) == 0 and not all(callable(one) for row in wanted for one in row):
                 raise TargetError(f"{self.model_name} has no classifier head: give a function of its output as target")
             columns = targets = resolve(wanted, trace.logits, self.labels)
-            passes = []
+            found = []
             for number, column in enumerate(targets):
-                value = score(column, logits, output)
-                last = number == len(targets) - 1
-                passes.append(method.run(differentiate(trace, value, keep_graph=not last), **settings))
-            maps = torch.stack(passes, 1)
+                more = number < len(targets) - 1
+                about = subject.about(trace, output, column, method.needs, keep_graph=more)
+                found.append(_attribution(method.run(about, **settings)))
         # What a model without a head returns are features, which nobody should read as scores of classes.
         scores = trace.logits if self.family.classes(self._plain) else trace.logits[:, :0]
-        rows = [column[image] for image in range(len(pixels)) for column in columns]
-        return _Result(maps.flatten(0, 1).float(), scores, rows, anatomy.covers)
+        rows = [(image, number) for image in range(len(pixels)) for number in range(len(columns))]
+        maps = torch.stack([one.map.detach().float() for one in found], 1).flatten(0, 1)
+        size = (int(maps.shape[1]), int(maps.shape[2]))
+        if size not in (anatomy.grid, (height, width)):
+            raise ModelError(f"{method.name} returned maps of {size}, neither the patch grid nor the pixels")
+        return _Result(
+            maps,
+            scores,
+            targets=[columns[number][image] for image, number in rows],
+            covers=anatomy.covers if size == anatomy.grid else (height, width),
+            facts={
+                name: torch.stack([one.facts[name].float() for one in found], 1).flatten().cpu()
+                for name in found[0].facts
+            },
+            warnings=[found[number].warnings[image] if found[number].warnings else [] for image, number in rows],
+        )
 
     def _prepare(self, images: Any, max_pixels: int) -> _Prepared:
         if isinstance(images, Tensor):
@@ -242,14 +253,13 @@ def _checked_pixels(pixels: Tensor) -> Tensor:
         raise ImageError(
             f"a preprocessed tensor is (B, C, H, W) floating point, not {tuple(pixels.shape)} {pixels.dtype}"
         )
-    if not _finite(pixels):
+    if not finite(pixels):
         raise ImageError("the pixels are not finite (NaN or infinity)")
     return pixels.detach()
 
 
-def _finite(values: Tensor) -> bool:
-    """No NaN and no infinity, found in one pass: the extremes tell."""
-    return not values.numel() or all(bool(extreme.isfinite()) for extreme in values.detach().aminmax())
+def _attribution(found: Tensor | Attribution) -> Attribution:
+    return found if isinstance(found, Attribution) else Attribution(found)
 
 
 def _versions() -> dict[str, str]:

@@ -20,8 +20,9 @@ from .image import Geometry
 class Explanation:
     """Relevance of R rows, each one image and one target. On the CPU, detached, never normalised.
 
-    ``relevance``: (R, h, w) float32 on the patch grid, raw and signed. Row r belongs to image ``image_of[r]`` and
-    explains ``targets[r]`` (empty where the method does not depend on a class). Images are counted from 0.
+    ``relevance``: (R, h, w) float32 on the patch grid, or on the pixels of the model's input, raw and signed. Row r
+    belongs to image ``image_of[r]`` and explains ``targets[r]`` (empty where the method does not depend on a class).
+    Images are counted from 0.
     """
 
     relevance: NDArray[np.float32]
@@ -37,6 +38,8 @@ class Explanation:
     photos: list[NDArray[np.uint8]]  # (H, W, 3) an image, as the viewer sees it
     geometries: list[Geometry]
     sources: list[str]
+    facts: dict[str, NDArray[np.float32]]  # numbers about the maps, (R,) each, such as a completeness gap
+    warnings: list[list[str]]  # what a reader of each row's map must know
     seconds: float
     versions: dict[str, str]
 
@@ -101,6 +104,8 @@ class Explanation:
             photos=[self.photos[image]],
             geometries=[self.geometries[image]],
             sources=[self.sources[image]],
+            facts={name: values[row : row + 1] for name, values in self.facts.items()},
+            warnings=[self.warnings[row]],
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -123,6 +128,8 @@ class Explanation:
                     "target": self.targets[row],
                     "target_number": self.target_numbers[row],
                     "where": self.where(row),
+                    "facts": {name: float(values[row]) for name, values in self.facts.items()},
+                    "warnings": self.warnings[row],
                     "top": [
                         {"label": label, "number": number, "probability": round(probability, 6)}
                         for label, number, probability in self.top(row)

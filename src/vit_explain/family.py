@@ -38,6 +38,14 @@ class Family(Protocol):
         """(B, classes) from what the model returned."""
         ...
 
+    def lens(self, model: nn.Module, tokens: Tensor) -> Any:
+        """What the model would return if ``tokens`` (B, N, D) had left its last block."""
+        ...
+
+    def projection(self, model: nn.Module, block: int) -> Tensor:
+        """``W_O`` (D, H·Dv) of a block's attention, with what scales it on its way into the residual stream."""
+        ...
+
     def preprocessing(self, model: nn.Module) -> Preprocessing:
         """How the model's own evaluation pipeline prepares a picture."""
         ...

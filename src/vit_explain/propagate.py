@@ -150,7 +150,7 @@ def legacy_roll_out(
         raise OptionError(
             "legacy reads the class token's row, as the original script did; this model has no class token"
         )
-    row = torch.zeros(len(trace.pixels), trace.tokens, device=trace.logits.device)
+    row = torch.zeros(len(trace.pixels), trace.length, device=trace.logits.device)
     row[:, 0] = 1
     for layer in reversed(trace.layers):
         below = torch.empty_like(row)

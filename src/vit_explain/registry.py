@@ -1,8 +1,8 @@
 """Methods by name: what each is, costs and takes, as data beside its code.
 
-A method is a function ``(trace, *, option=default, ...) -> (B, h, w)`` decorated with ``@method(...)`` in a module of
-``vit_explain.methods``. Its keyword defaults are its options; their annotations say what is allowed, and the command
-line, the docs and the checks below read them from there.
+A method is a function ``(trace, *, option=default, ...) -> (B, h, w)``, or an ``Attribution``, decorated with
+``@method(...)`` in a module of ``vit_explain.methods``. Its keyword defaults are its options; their annotations say
+what is allowed, and the command line, the docs and the checks below read them from there.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ class Method:
     needs: frozenset[str]
     options: dict[str, Option]
     read_rows_suffice: Callable[..., bool]
+    within: Callable[..., AbstractContextManager[Any]]
 
     def settings(self, given: dict[str, Any]) -> dict[str, Any]:
         """All options: the given ones checked, defaults for the others."""
@@ -46,7 +48,17 @@ class Method:
 
 
 METHODS: dict[str, Method] = {}
-NEEDS = frozenset({"attention", "gradient"})
+# What a look may have to keep for a method.
+NEEDS = {
+    "attention": "attention of every block",
+    "values": "the values that attention mixes (with gradients they come along)",
+    "tokens": "the residual stream before and after every block",
+    "features": "the tokens as the last attention gets them",
+    "pixels": "the gradient at the pixels",
+    "gradient": "the gradient of y at what is asked for",
+    "graph": "the autograd graph, for gradients of other numbers",
+    "probe": "further looks at other pixels or fewer patches",
+}
 
 
 def method(
@@ -58,16 +70,18 @@ def method(
     class_specific: bool,
     signed: bool = False,
     read_rows_suffice: Callable[..., bool] = lambda **_: False,
+    within: Callable[..., AbstractContextManager[Any]] = lambda **_: nullcontext(),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function under its own name; the first line of its docstring is the summary.
 
     ``read_rows_suffice``: from the options, whether of the last block's queries only those that the head reads matter;
-    where they are single tokens, the others are then not kept.
+    where they are single tokens, the others are then not kept. ``within``: from the options, what the look happens in,
+    for methods that change how gradients flow.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         name = function.__name__
-        if unknown := set(needs) - NEEDS:
+        if unknown := set(needs) - set(NEEDS):
             raise ValueError(f"{name}: unknown needs {sorted(unknown)}")
         if name in METHODS and METHODS[name].run.__module__ != function.__module__:
             raise ValueError(f"two methods are called {name}")
@@ -90,6 +104,7 @@ def method(
             frozenset(needs),
             options,
             read_rows_suffice,
+            within,
         )
         return function
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -66,11 +68,10 @@ class Layer:
             for top in range(first, last, height):
                 yield slice(start, min(start + width, right)), slice(top, min(top + height, last))
 
-    def attention(self, images: slice = ALL, rows: slice = ALL) -> Tensor:
-        """``A`` for these images and rows: (images, H, rows, M) float32, every row a distribution over the keys."""
-        if self.probabilities is not None:
-            return self.probabilities.detach()[images, :, rows].float()
-        assert self.q is not None and self.k is not None
+    def scores(self, images: slice = ALL, rows: slice = ALL) -> Tensor:
+        """``q kᵀ · scale + bias`` for these images and rows, before the softmax: (images, H, rows, M) float32."""
+        if self.q is None or self.k is None:
+            raise CaptureError(f"{self.name}: this model computes its softmax itself, so its scores are not known")
         scores = _products(self.q.detach()[images, :, rows], self.k.detach()[images], self.scale)
         if self.bias is not None:
             b, h, n, m = self.shape
@@ -79,6 +80,13 @@ class Layer:
             n, m = self.shape[2:]
             later = torch.ones(n, m, dtype=torch.bool, device=scores.device).triu(1)
             scores.masked_fill_(later[rows], -torch.inf)
+        return scores
+
+    def attention(self, images: slice = ALL, rows: slice = ALL) -> Tensor:
+        """``A`` for these images and rows: (images, H, rows, M) float32, every row a distribution over the keys."""
+        if self.probabilities is not None:
+            return self.probabilities.detach()[images, :, rows].float()
+        scores = self.scores(images, rows)
         # In place: half the memory, and a block stays in cache.
         probabilities = torch.softmax(scores, -1, out=scores)
         # A row with every key masked is 0/0; fused attention answers zero there, and so do we.
@@ -124,32 +132,86 @@ class Readout:
 class Anatomy:
     """What a model family says of a model at one input size; checked against what is captured."""
 
-    blocks: tuple[str, ...]
+    blocks: tuple[str, ...]  # names of the modules that tokens go through, first to last
     grid: tuple[int, int]
     covers: tuple[int, int]  # pixels (height, width) of the input that the grid stands for, from its upper left corner
     prefix: int
     readout: Readout
+    features: str  # name of the module whose output CAMs read: the tokens as the last attention gets them
+    undroppable: str | None = None  # why patches cannot be left out as tokens; None where they can
+
+
+class Inquiry(Protocol):
+    """One model and one number y an image, which can be looked at again. Rows belong to images in image-major order:
+    of B·n rows, the first n belong to the first image."""
+
+    @property
+    def room(self) -> int:
+        """Rows of one image that a forward should take, so that batches stay as large as others."""
+        ...
+
+    def again(self, pixels: Tensor, needs: Iterable[str], within: AbstractContextManager[Any] | None = None) -> Trace:
+        """A look at other pixels, (B·n, C, H, W), for the same y; ``needs`` as methods state them."""
+        ...
+
+    def probe(self, pixels: Tensor, keep: Tensor | None = None, *, probability: bool = True) -> Tensor:
+        """y (B·n,) of other pixels, without gradients; with ``keep`` (B·n, patches) the other patches are no tokens.
+
+        ``probability``: of a class, its softmax probability instead of its logit; functions give what they give.
+        """
+        ...
+
+    def lens(self, tokens: Tensor) -> Any:
+        """The model's output if (B·n, N, D) were what left its last block."""
+        ...
+
+    def value(self, output: Any) -> Tensor:
+        """y (B·n,) of an output."""
+        ...
+
+    def projection(self, block: int) -> Tensor:
+        """``W_O`` (D, H·Dv) of a block's attention, with what scales it on its way into the residual stream."""
+        ...
+
+
+@dataclass(eq=False)
+class Attribution:
+    """A map with numbers about it, one an image, and with what a reader of an image's map must know."""
+
+    map: Tensor  # (B, h, w)
+    facts: dict[str, Tensor] = field(default_factory=dict)  # (B,) each
+    warnings: list[list[str]] = field(default_factory=list)  # an image's own; empty for none at all
 
 
 @dataclass(eq=False)
 class Trace:
-    """What happened when a model looked at B images, and how one number per image came out of it."""
+    """What happened when a model looked at B images, and how one number y an image came out of it.
+
+    What the method did not ask for is absent: see ``registry.NEEDS``.
+    """
 
     layers: list[Layer]  # self-attention of the blocks, first to last
     pool: Layer | None  # the pooling attention, where the head reads through one
     anatomy: Anatomy
     pixels: Tensor  # (B, C, H, W), as the model got them
     logits: Tensor  # (B, classes), detached
+    inquiry: Inquiry  # the model, to be looked at again
+    tokens: list[Tensor] = field(default_factory=list)  # (B, N, D) entering each block, and leaving the last: L + 1
+    token_gradients: list[Tensor] = field(default_factory=list)  # ∂y/∂tokens, as many
+    features: Tensor | None = None  # (B, N, D), see Anatomy.features
+    feature_gradient: Tensor | None = None  # ∂y/∂features
+    pixel_gradient: Tensor | None = None  # ∂y/∂pixels, (B, C, H, W)
+    y: Tensor | None = None  # (B,) what is explained, detached; None for methods without a target
 
     @property
-    def tokens(self) -> int:
+    def length(self) -> int:
         """Tokens of the residual stream, prefix tokens included."""
-        return self.layers[-1].shape[3]
+        return self.anatomy.prefix + self.anatomy.grid[0] * self.anatomy.grid[1]
 
     def read_row(self) -> Tensor:
         """Weights (B, N), summing to one, that the head gives the last block's tokens; without a pooling attention."""
         readout, prefix = self.anatomy.readout, self.anatomy.prefix
-        row = torch.zeros(len(self.pixels), self.tokens, device=self.logits.device)
+        row = torch.zeros(len(self.pixels), self.length, device=self.logits.device)
         row[:, list(readout.tokens)] = 1
         if readout.patches:
             row[:, prefix:] = 1
@@ -157,7 +219,7 @@ class Trace:
 
     def pooled(self, row: Tensor) -> Tensor:
         """(B, keys of the pooling attention) -> (B, N): a pool may read the patch tokens alone."""
-        return torch.nn.functional.pad(row, (self.tokens - row.shape[1], 0))
+        return torch.nn.functional.pad(row, (self.length - row.shape[1], 0))
 
     def patches(self, row: Tensor) -> Tensor:
         """(B, N) weights on tokens -> (B, h, w) on the patch grid; prefix tokens are dropped here and nowhere else."""

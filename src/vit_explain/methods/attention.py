@@ -70,6 +70,6 @@ def _token(trace: Trace, query: tuple | int | str) -> int:
         if len(query) != 2 or not (0 <= query[0] < grid[0] and 0 <= query[1] < grid[1]):
             raise OptionError(f"attention: query {query} is not on the {grid[0]}x{grid[1]} grid of patches")
         return prefix + query[0] * grid[1] + query[1]
-    if not 0 <= int(query) < trace.tokens:
-        raise OptionError(f"attention: query token {query} does not exist; tokens are 0 to {trace.tokens - 1}")
+    if not 0 <= int(query) < trace.length:
+        raise OptionError(f"attention: query token {query} does not exist; tokens are 0 to {trace.length - 1}")
     return int(query)

@@ -77,7 +77,15 @@ class TimmPlain:
         blocks = tuple(f"blocks.{number}" for number in range(len(model.blocks)))
         patch = embed.patch_size if not hasattr(embed, "feature_ratio") else (size[0] // grid[0], size[1] // grid[1])
         covers = (grid[0] * patch[0], grid[1] * patch[1])
-        return Anatomy(blocks, (grid[0], grid[1]), covers, model.num_prefix_tokens, self._readout(model))
+        return Anatomy(
+            blocks,
+            (grid[0], grid[1]),
+            covers,
+            model.num_prefix_tokens,
+            self._readout(model),
+            features=f"{blocks[-1]}.norm1",
+            undroppable=self._undroppable(model),
+        )
 
     def _readout(self, model: Any) -> Readout:
         prefix, pooling = model.num_prefix_tokens, model.global_pool
@@ -93,6 +101,26 @@ class TimmPlain:
             everything = getattr(model, "pool_include_prefix", False)
             return Readout(tokens=tuple(range(prefix)) if everything else (), patches=True)
         return Readout(tokens=(0,))
+
+    def _undroppable(self, model: Any) -> str | None:
+        if getattr(model, "rope", None) is not None:
+            return f"{self.name(model)} gives positions to attention (rotary), not to tokens"
+        biased = isinstance(model, VisionTransformerRelPos) or any(
+            getattr(part, "rel_pos_bias", None) is not None or hasattr(part, "relative_position_bias_table")
+            for part in model.modules()
+        )
+        return f"{self.name(model)} gives positions to attention (relative bias), not to tokens" if biased else None
+
+    def lens(self, model: Any, tokens: Tensor) -> Any:
+        return model.forward_head(model.norm(tokens))
+
+    def projection(self, model: Any, block: int) -> Tensor:
+        part = model.blocks[block]
+        if not isinstance(getattr(part.attn, "norm", nn.Identity()), nn.Identity):
+            raise ModelError(f"{self.name(model)} normalises between attention and its projection: values have no norm")
+        weight = part.attn.proj.weight
+        scale = getattr(getattr(part, "ls1", None), "gamma", getattr(part, "gamma_1", None))
+        return weight if scale is None else weight * scale[:, None]
 
     def classes(self, model: Any) -> int:
         return model.num_classes

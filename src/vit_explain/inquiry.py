@@ -1,0 +1,148 @@
+"""One model, looked at once for all targets, and again for one target: every way a method may use a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .capture import differentiate, evaluation_mode, look, match
+from .errors import ModelError, OptionError
+from .family import Family
+from .hooks import hooked
+from .targets import Target, score
+from .types import Anatomy, Trace
+
+CHUNK = 8  # images a forward; more gains nothing on a processor and costs memory
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, its family, and what the family says of it at this input size."""
+
+    model: nn.Module
+    family: Family
+    anatomy: Anatomy
+
+    def look(
+        self,
+        pixels: Tensor,
+        needs: frozenset[str],
+        within: AbstractContextManager[Any] | None = None,
+        *,
+        shortened: tuple[int, int] | None = None,
+    ) -> tuple[Trace, Any]:
+        """The trace of a look without a target, in the graph where gradients are needed, and the model's output."""
+        gradient = bool(needs & {"gradient", "graph"})
+        with torch.set_grad_enabled(gradient), within or nullcontext():
+            if "pixels" in needs:
+                pixels = pixels.detach().requires_grad_()
+            seen = look(self.model, pixels, needs, self.anatomy, shortened=shortened)
+            layers, pool = match(seen.layers, self.anatomy) if "attention" in needs else ([], None)
+            logits = self.family.logits(seen.output)
+        if not finite(logits):
+            raise ModelError(f"{self.family.name(self.model)} returned scores that are not finite (NaN or infinity)")
+        trace = Trace(
+            layers,
+            pool,
+            self.anatomy,
+            pixels,
+            logits.detach().float(),
+            tokens=seen.tokens,
+            features=seen.features,
+            inquiry=ModelInquiry(self, len(pixels)),
+        )
+        return trace, seen.output
+
+    def about(
+        self, trace: Trace, output: Any, targets: Sequence[Target], needs: frozenset[str], *, keep_graph: bool
+    ) -> Trace:
+        """The trace with what concerns these targets, one an image: y, its gradients, and the way to look again."""
+        with torch.enable_grad():
+            value = score(targets, self.family.logits(output), output)
+            if "gradient" in needs:
+                keep = keep_graph or "graph" in needs
+                trace = differentiate(trace, value, needs, keep_graph=keep)
+        return dataclasses.replace(trace, y=value.detach(), inquiry=ModelInquiry(self, len(targets), tuple(targets)))
+
+
+@dataclass(frozen=True)
+class ModelInquiry:
+    """``types.Inquiry`` about some images and, for each, a target; without targets there is no y."""
+
+    subject: Subject
+    images: int
+    targets: tuple[Target, ...] = ()
+
+    @property
+    def room(self) -> int:
+        return max(1, CHUNK // self.images)
+
+    def again(self, pixels: Tensor, needs: Iterable[str], within: AbstractContextManager[Any] | None = None) -> Trace:
+        needs = frozenset(needs)
+        trace, output = self.subject.look(pixels, needs, within)
+        return self.subject.about(trace, output, self._repeated(len(pixels)), needs, keep_graph=False)
+
+    def probe(self, pixels: Tensor, keep: Tensor | None = None, *, probability: bool = True) -> Tensor:
+        values = torch.empty(len(pixels), device=pixels.device)
+        targets = self._repeated(len(pixels))
+        # Rows of one forward must keep equally many patches.
+        counts = torch.zeros(len(pixels), dtype=torch.long) if keep is None else keep.sum(1).cpu()
+        if keep is not None and self.subject.anatomy.undroppable:
+            raise OptionError(
+                f"{self.subject.anatomy.undroppable}, so patches cannot be left out as tokens; fill them instead"
+            )
+        with torch.no_grad():
+            for count in counts.unique():
+                rows = (counts == count).nonzero()[:, 0]
+                for some in rows.split(CHUNK):
+                    kept = None if keep is None else keep[some]
+                    values[some] = self._forward(pixels[some], kept, [targets[int(row)] for row in some], probability)
+        return values
+
+    def _forward(self, pixels: Tensor, keep: Tensor | None, targets: Sequence[Target], probability: bool) -> Tensor:
+        subject = self.subject
+        model, family, prefix = subject.model, subject.family, subject.anatomy.prefix
+        with evaluation_mode(model):
+            if keep is None:
+                output = model(pixels)
+            else:
+                kept = keep.nonzero()[:, 1].view(len(keep), -1)
+
+                def drop(tokens: Tensor) -> Tensor:
+                    patches = tokens[:, prefix:].gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
+                    return torch.cat([tokens[:, :prefix], patches], 1)
+
+                with hooked(model.get_submodule(subject.anatomy.blocks[0]), before=drop):
+                    output = model(pixels)
+        logits = family.logits(output)
+        if not finite(logits):
+            raise ModelError(f"{family.name(model)} returned scores that are not finite (NaN or infinity)")
+        return score(targets, logits.float().softmax(-1) if probability else logits, output)
+
+    def lens(self, tokens: Tensor) -> Any:
+        with evaluation_mode(self.subject.model):
+            return self.subject.family.lens(self.subject.model, tokens)
+
+    def value(self, output: Any) -> Tensor:
+        logits = self.subject.family.logits(output)
+        return score(self._repeated(len(logits)), logits, output)
+
+    def projection(self, block: int) -> Tensor:
+        return self.subject.family.projection(self.subject.model, block).detach().float()
+
+    def _repeated(self, rows: int) -> list[Target]:
+        each, rest = divmod(rows, self.images)
+        if rest or not self.targets:
+            raise ValueError(f"{rows} rows for {self.images} images with {len(self.targets)} targets")
+        return [target for target in self.targets for _ in range(each)]
+
+
+def finite(values: Tensor) -> bool:
+    """No NaN and no infinity, found in one pass: the extremes tell."""
+    return not values.numel() or all(bool(extreme.isfinite()) for extreme in values.detach().aminmax())
