@@ -140,8 +140,8 @@ def peak_megabytes(what: str, options: dict[str, object]) -> float:
 
 
 def memory(_: int) -> Table:
-    rows = table(f"Peak memory at 1024 × 1024, ViT-B/16 (MB; medians of {MEMORY_PROCESSES} processes)", "method", "options", "bare", "with map",
-                 "added", "limit")  # fmt: skip
+    title = f"Peak memory at 1024 × 1024, ViT-B/16 (MB; medians of {MEMORY_PROCESSES} processes)"
+    rows = table(title, "method", "options", "bare", "with map", "added", "limit")
     cases: list[tuple[str, str, dict[str, object]]] = [
         ("forward", "rollout", {}),
         ("forward", "rollout", {"head_fusion": "max", "discard_ratio": 0.9}),

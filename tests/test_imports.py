@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 LEVELS = [
     {"_version", "errors"},
     {"options", "photos", "terminal", "types"},
-    {"hooks", "image", "registry", "targets"},
-    {"capture", "family", "propagate", "rules"},
-    {"inquiry"},
+    {"biases", "hooks", "image", "registry", "targets"},
+    {"artifacts", "capture", "family", "heads", "perturb", "propagate", "relprop", "rules"},
+    {"attention_paths", "contributions", "inquiry"},
     {"labels", "methods", "metrics", "models", "render", "store"},
     {"explanation", "loading"},
     {"explainer"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,8 +174,9 @@ def synthetic(n: int = 10, layers: int = 4, heads: int = 2, batch: int = 2, grid
                 grad_out=torch.randn(batch, heads, n, 4, generator=generator),
             )
         )
-    anatomy = Anatomy(("",) * layers, grid, grid, n - grid[0] * grid[1], Readout(tokens=(0,)))
-    return Trace(made, None, anatomy, torch.zeros(batch, 1, 1, 1), torch.zeros(batch, 2))
+    anatomy = Anatomy(("",) * layers, grid, grid, n - grid[0] * grid[1], Readout(tokens=(0,)), features="")
+    inquiry: Any = None  # nobody looks again
+    return Trace(made, None, anatomy, torch.zeros(batch, 1, 1, 1), torch.zeros(batch, 2), inquiry)
 
 
 @pytest.mark.parametrize(("fusion", "ratio"), list(itertools.product(FUSIONS, RATIOS)))
@@ -212,7 +214,7 @@ def test_a_dead_register_changes_nothing(method):
         layer.probabilities = torch.cat([weights[..., :1], dead, weights[..., 1:]], 3)
         layer.v = torch.cat([v[:, :, :1], torch.randn_like(v[:, :, :1]), v[:, :, 1:]], 2)
         layer.grad_out = torch.cat([grad[:, :, :1], torch.zeros_like(grad[:, :, :1]), grad[:, :, 1:]], 2)
-    padded.anatomy = Anatomy(padded.anatomy.blocks, (3, 3), (3, 3), 2, Readout(tokens=(0,)))
+    padded.anatomy = Anatomy(padded.anatomy.blocks, (3, 3), (3, 3), 2, Readout(tokens=(0,)), features="")
     torch.testing.assert_close(method(padded), method(plain))
 
 

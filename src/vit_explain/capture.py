@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .biases import BiasTap
 from .errors import CaptureError, TargetError
 from .hooks import hooked
 from .types import Anatomy, Layer, Trace
@@ -28,26 +29,48 @@ SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 PRODUCT = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
 
 
+_SPARE = threading.local()
+
+
 class Slab:
-    """Contiguous copies of large tensors, side by side in a few large buffers.
+    """Contiguous copies of tensors, side by side in a few large buffers.
 
     What is kept through a look would otherwise lie between the model's own short-lived buffers on the heap and keep the
-    room between them from being used again (measured at 4,097 tokens: 130 MB on top of 300 MB that are kept).
+    room between them from being used again (measured at 4,097 tokens: 130 MB on top of 300 MB that are kept). Buffers
+    go to the thread's next look, up to ``SPARE`` of them: memory that was never touched costs time when it first is.
     """
 
-    SIZE, WORTH = 2**26, 2**22  # bytes; pages that nothing is written to cost nothing
+    SIZE, SPARE, ALIGNMENT = 2**26, 2, 64  # bytes, buffers, bytes; pages that nothing is written to cost nothing
 
     def __init__(self) -> None:
-        self._rest: Tensor | None = None
+        self._buffers: list[Tensor] = []
+        self._used = 0
 
     def copy(self, tensor: Tensor) -> Tensor:
         size = tensor.numel() * tensor.element_size()
-        if tensor.device.type != "cpu" or size < self.WORTH:
+        if tensor.device.type != "cpu":
             return tensor.clone(memory_format=torch.contiguous_format)
-        if self._rest is None or len(self._rest) < size:
-            self._rest = torch.empty(max(self.SIZE, size), dtype=torch.uint8)
-        piece, self._rest = self._rest[:size], self._rest[size:]
+        if not self._buffers or len(self._buffers[-1]) - self._used < size:
+            spare = _spare_buffers()
+            fits = spare and len(spare[-1]) >= size
+            buffer = spare.pop() if fits else torch.empty(max(self.SIZE, size), dtype=torch.uint8)
+            self._buffers.append(buffer)
+            self._used = 0
+        piece = self._buffers[-1][self._used : self._used + size]
+        self._used += -(-size // self.ALIGNMENT) * self.ALIGNMENT
         return piece.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+    def __del__(self) -> None:
+        """Layers hold their slab: when the last of them is gone, nothing reads its buffers any more."""
+        spare = _spare_buffers()
+        usual = [buffer for buffer in self._buffers if len(buffer) == self.SIZE]
+        spare.extend(usual[: self.SPARE - len(spare)])
+
+
+def _spare_buffers() -> list[Tensor]:
+    if not hasattr(_SPARE, "buffers"):
+        _SPARE.buffers = []
+    return _SPARE.buffers
 
 
 class AttentionTap(TorchFunctionMode):
@@ -113,6 +136,7 @@ class AttentionTap(TorchFunctionMode):
                 causal=is_causal,
                 out=out if self.gradient else None,
                 dropped=queries - query.shape[2],
+                memory=self._slab,
             )
         )
         return out
@@ -155,7 +179,10 @@ class Seen:
     output: Any
     layers: list[Layer] = field(default_factory=list)
     tokens: list[Tensor] = field(default_factory=list)
+    norms: Tensor | None = None
+    attended: list[Tensor] = field(default_factory=list)
     features: Tensor | None = None
+    biases: Tensor | None = None
 
 
 def look(
@@ -173,6 +200,8 @@ def look(
         stack.enter_context(evaluation_mode(model))
         if anatomy is not None:
             _watch_tokens(stack, model, seen, needs, anatomy, gradient)
+            if "biases" in needs:
+                _watch_biases(stack, model, pixels, seen, anatomy)
         if "attention" in needs:
             tap = AttentionTap(gradient=gradient, values=gradient or "values" in needs, shortened=shortened)
             stack.enter_context(tap)
@@ -196,17 +225,45 @@ def _watch_tokens(
         seen.tokens.append(checked(tokens, where))
         return seen.tokens[-1]
 
+    def keep_attended(added: Any, where: str) -> Any:
+        seen.attended.append(checked(added, where).detach())
+        return added
+
     def keep_features(tokens: Any) -> Tensor:
         seen.features = checked(tokens, anatomy.features)
         return seen.features
 
+    def keep_norms(tokens: Any) -> Any:
+        if isinstance(tokens, Tensor) and tokens.ndim == 3 and tokens.shape[1] == length:
+            seen.norms = torch.linalg.vector_norm(tokens.detach(), dim=2, dtype=torch.float32)
+        return tokens
+
+    if needs:  # a few numbers a token, which tell whether a map says more than where artifact tokens are
+        stack.enter_context(hooked(model.get_submodule(anatomy.blocks[-1]), after=keep_norms))
     if "tokens" in needs:
         for name in anatomy.blocks:
             stack.enter_context(hooked(model.get_submodule(name), before=partial(keep, where=f"input of {name}")))
         last = anatomy.blocks[-1]
         stack.enter_context(hooked(model.get_submodule(last), after=partial(keep, where=f"output of {last}")))
+    if "attended" in needs:
+        for name in anatomy.attended:
+            stack.enter_context(hooked(model.get_submodule(name), after=partial(keep_attended, where=name)))
     if "features" in needs:
         stack.enter_context(hooked(model.get_submodule(anatomy.features), after=keep_features))
+
+
+def _watch_biases(stack: ExitStack, model: nn.Module, pixels: Tensor, seen: Seen, anatomy: Anatomy) -> None:
+    patches = anatomy.grid[0] * anatomy.grid[1]
+    dtype = torch.promote_types(pixels.dtype, torch.float32)
+    shape = (len(pixels), anatomy.prefix + patches)
+    seen.biases = torch.zeros(shape, dtype=dtype, device=pixels.device, requires_grad=True)
+    tap = stack.enter_context(BiasTap(seen.biases, patches))
+
+    def arm(tokens: Any) -> Any:
+        tap.armed = True  # what biases did before is part of the tokens that enter the first block
+        return tokens
+
+    stack.enter_context(hooked(model.get_submodule(anatomy.blocks[0]), before=arm))
 
 
 def match(layers: list[Layer], anatomy: Anatomy) -> tuple[list[Layer], Layer | None]:
@@ -249,7 +306,8 @@ def differentiate(trace: Trace, value: Tensor, needs: Container[str], *, keep_gr
     outs = [layer.out for layer in calls if layer.out is not None]
     features = [] if trace.features is None else [trace.features]
     pixels = [trace.pixels] if "pixels" in needs else []
-    wanted = [*outs, *trace.tokens, *features, *pixels]
+    biases = [] if trace.biases is None else [trace.biases]
+    wanted = [*outs, *trace.tokens, *features, *pixels, *biases]
     found = torch.autograd.grad(value.sum(), wanted, retain_graph=keep_graph, allow_unused=True)
     gradients = iter(torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found, strict=True))
     known = [dataclasses.replace(layer, out=None, grad_out=next(gradients)) for layer in calls]
@@ -264,4 +322,5 @@ def differentiate(trace: Trace, value: Tensor, needs: Container[str], *, keep_gr
         feature_gradient=next(gradients) if features else None,
         pixels=trace.pixels.detach(),
         pixel_gradient=next(gradients) if pixels else None,
+        biases=next(gradients) if biases else None,
     )

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,19 @@ from torch import Tensor, nn
 
 from . import methods  # noqa: F401  registers the methods
 from ._version import __version__
+from .artifacts import warned
 from .errors import ImageError, ModelError, TargetError
 from .explanation import Explanation
 from .family import family_of, unwrap
 from .image import Geometry, Preprocessing, denormalise, prepare
-from .inquiry import CHUNK, Subject, finite
+from .inquiry import CHUNK, Subject, Tally, finite
 from .loading import DEFAULT_MODEL, load_model
 from .photos import DEFAULT_MAX_PIXELS, load_image
 from .registry import METHODS, Method, choose_method, find
 from .targets import Target, resolve, spread
 from .types import Attribution
+
+DIFFERENTIATED = {"gradient", "graph", "pixels", "probe"}  # needs that autograd, or a later look, serves
 
 
 @dataclasses.dataclass(eq=False)
@@ -98,6 +101,7 @@ class Explainer:
         target: Any = None,
         *,
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        progress: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> Explanation:
         """Explain one image or several.
@@ -105,11 +109,12 @@ class Explainer:
         ``images``: a path, PIL image or uint8 array (H, W, 3), a list of these, or an already preprocessed float
         tensor (C, H, W) or (B, C, H, W). ``method``: by default attention rollout without a target, and gradient
         rollout with one. ``target``: see ``targets.spread``; class-specific methods explain "top1" without one.
+        ``progress``: called as ``progress(done, total)`` by methods that take many forwards; what it raises ends them.
         """
         began = time.perf_counter()
         chosen, settings = self._method(method, target, options)
         prepared = self._prepare(images, max_pixels)
-        result = self._run(prepared.pixels, chosen, target, settings)
+        result = self._run(prepared.pixels, chosen, target, settings, progress)
         return Explanation(
             relevance=result.maps.cpu().numpy(),
             image_of=result.image_of,
@@ -131,13 +136,23 @@ class Explainer:
             versions=_versions(),
         )
 
-    def attribute(self, inputs: Tensor, target: Any = None, method: str | None = None, **options: Any) -> Tensor:
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: Any = None,
+        method: str | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> Tensor:
         """captum's form: preprocessed (B, C, H, W) in, raw relevance (R, h, w) float32 out, on the inputs' device.
 
         Rows are images, or with K targets an image, the K rows of the first image, then those of the second.
         """
         chosen, settings = self._method(method, target, options)
-        return self._run(_checked_pixels(inputs), chosen, target, settings).maps.to(inputs.device)
+        maps = self._run(_checked_pixels(inputs), chosen, target, settings, progress).maps
+        # A tensor made in inference mode could not be part of a caller's own graph.
+        return (maps.clone() if maps.is_inference() else maps).to(inputs.device)
 
     def _method(self, method: str | None, target: Any, options: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
         chosen = find(choose_method(method, target))
@@ -147,13 +162,29 @@ class Explainer:
             )
         return chosen, chosen.settings(options)
 
-    def _run(self, pixels: Tensor, method: Method, target: Any, settings: dict[str, Any]) -> _Result:
+    def _run(
+        self,
+        pixels: Tensor,
+        method: Method,
+        target: Any,
+        settings: dict[str, Any],
+        progress: Callable[[int, int], None] | None,
+    ) -> _Result:
         images = len(pixels)
+        tally = Tally(progress) if progress is not None else None
         wanted = spread("top1" if target is None else target, images) if method.class_specific else None
-        # Whatever mode the caller is in: inside torch.inference_mode() nothing could be differentiated.
-        with torch.inference_mode(False), torch.no_grad():
+        # Whatever mode the caller is in: inside torch.inference_mode() nothing could be differentiated, and outside
+        # of it what is never differentiated takes longer.
+        with torch.inference_mode(not DIFFERENTIATED & method.needed(settings)), torch.no_grad():
             parts = [
-                self._chunk(pixels[first : first + CHUNK], method, wanted and wanted[first : first + CHUNK], settings)
+                self._chunk(
+                    pixels[first : first + CHUNK],
+                    method,
+                    wanted and wanted[first : first + CHUNK],
+                    settings,
+                    tally,
+                    left=images - first,
+                )
                 for first in range(0, images, CHUNK)
             ]
         if len({len(part.targets) / len(part.logits) for part in parts}) != 1:
@@ -167,7 +198,15 @@ class Explainer:
             warnings=[one for part in parts for one in part.warnings],
         )
 
-    def _chunk(self, pixels: Tensor, method: Method, wanted: list[Any] | None, settings: dict[str, Any]) -> _Result:
+    def _chunk(
+        self,
+        pixels: Tensor,
+        method: Method,
+        wanted: list[Any] | None,
+        settings: dict[str, Any],
+        tally: Tally | None,
+        left: int,
+    ) -> _Result:
         reference = next((p for p in self._plain.parameters() if p.is_floating_point()), pixels)
         pixels = pixels.to(reference.device, reference.dtype, copy=pixels.is_inference())
         channels, height, width = pixels.shape[1:]
@@ -175,10 +214,12 @@ class Explainer:
         read = anatomy.readout
         suffice = method.read_rows_suffice(**settings) and read.tokens and not (read.patches or read.attention)
         shortened = (len(anatomy.blocks) - 1, max(read.tokens) + 1) if suffice else None
-        subject = Subject(self._plain, self.family, anatomy)
-        trace, output = subject.look(pixels, method.needs, method.within(**settings), shortened=shortened)
+        subject, needs = Subject(self._plain, self.family, anatomy, tally), method.needed(settings)
+        trace, output = subject.look(pixels, needs, method.within(**settings), shortened=shortened)
         columns: Sequence[Sequence[Target | None]] = [[None] * len(pixels)]
         if wanted is None:
+            if tally is not None:
+                tally.begin(left / len(pixels))
             found = [_attribution(method.run(trace, **settings))]
         else:
             if self.family.classes(self._plain) == 0 and not all(callable(one) for row in wanted for one in row):
@@ -187,8 +228,11 @@ class Explainer:
             found = []
             for number, column in enumerate(targets):
                 more = number < len(targets) - 1
-                about = subject.about(trace, output, column, method.needs, keep_graph=more)
+                if tally is not None:
+                    tally.begin(left * len(targets) / len(pixels) - number)
+                about = subject.about(trace, output, column, needs, keep_graph=more)
                 found.append(_attribution(method.run(about, **settings)))
+        found = [warned(trace, one) for one in found]
         # What a model without a head returns are features, which nobody should read as scores of classes.
         scores = trace.logits if self.family.classes(self._plain) else trace.logits[:, :0]
         rows = [(image, number) for image in range(len(pixels)) for number in range(len(columns))]

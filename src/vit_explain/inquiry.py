@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,28 @@ from .targets import Target, score
 from .types import Anatomy, Trace
 
 CHUNK = 8  # images a forward; more gains nothing on a processor and costs memory
+# Images a forward without gradients: an accelerator wants more of them, and keeps nothing of them.
+PROBE_ROWS = {"cpu": CHUNK}
+ACCELERATOR_PROBE_ROWS = 64
+
+Report = Callable[[int, int], None]  # (done, total)
+
+
+@dataclass(eq=False)
+class Tally:
+    """One count for a caller, out of the counts that several method calls give of themselves."""
+
+    report: Report
+    share: float = 1.0  # how many calls like the present one there are from here on, this one included
+    _before: int = 0  # of the calls that are finished
+    _done: int = 0  # of the present one
+
+    def begin(self, share: float) -> None:
+        self._before, self._done, self.share = self._before + self._done, 0, share
+
+    def __call__(self, done: int, total: int) -> None:
+        self._done = done
+        self.report(self._before + done, self._before + round(total * self.share))
 
 
 @dataclass(frozen=True)
@@ -28,6 +50,7 @@ class Subject:
     model: nn.Module
     family: Family
     anatomy: Anatomy
+    report: Report | None = None  # where methods of many forwards say how far they are
 
     def look(
         self,
@@ -54,7 +77,10 @@ class Subject:
             pixels,
             logits.detach().float(),
             tokens=seen.tokens,
+            norms=seen.norms,
+            attended=seen.attended,
             features=seen.features,
+            biases=seen.biases,
             inquiry=ModelInquiry(self, len(pixels)),
         )
         return trace, seen.output
@@ -83,16 +109,32 @@ class ModelInquiry:
     def room(self) -> int:
         return max(1, CHUNK // self.images)
 
+    def rows(self, kept: int | None = None) -> int:
+        anatomy = self.subject.anatomy
+        patches = anatomy.grid[0] * anatomy.grid[1]
+        device = next((p.device.type for p in self.subject.model.parameters()), "cpu")
+        whole = PROBE_ROWS.get(device, ACCELERATOR_PROBE_ROWS)
+        # As many tokens as so many whole pictures have.
+        return whole * (anatomy.prefix + patches) // max(1, anatomy.prefix + (patches if kept is None else kept))
+
+    def single(self, image: int) -> ModelInquiry:
+        return ModelInquiry(self.subject, 1, self.targets[image : image + 1])
+
+    def progress(self, done: int, total: int) -> None:
+        if self.subject.report is not None:
+            self.subject.report(done, total)
+
     def again(self, pixels: Tensor, needs: Iterable[str], within: AbstractContextManager[Any] | None = None) -> Trace:
         needs = frozenset(needs)
         trace, output = self.subject.look(pixels, needs, within)
         return self.subject.about(trace, output, self._repeated(len(pixels)), needs, keep_graph=False)
 
     def probe(self, pixels: Tensor, keep: Tensor | None = None, *, probability: bool = True) -> Tensor:
-        values = torch.empty(len(pixels), device=pixels.device)
-        targets = self._repeated(len(pixels))
+        number = len(pixels) if keep is None else len(keep)
+        values = torch.empty(number, device=pixels.device)
+        targets = self._repeated(number)
         # Rows of one forward must keep equally many patches.
-        counts = torch.zeros(len(pixels), dtype=torch.long) if keep is None else keep.sum(1).cpu()
+        counts = torch.zeros(number, dtype=torch.long) if keep is None else keep.sum(1).cpu()
         if keep is not None and self.subject.anatomy.undroppable:
             raise OptionError(
                 f"{self.subject.anatomy.undroppable}, so patches cannot be left out as tokens; fill them instead"
@@ -100,9 +142,10 @@ class ModelInquiry:
         with torch.no_grad():
             for count in counts.unique():
                 rows = (counts == count).nonzero()[:, 0]
-                for some in rows.split(CHUNK):
+                for some in rows.split(self.rows(None if keep is None else int(count))):
                     kept = None if keep is None else keep[some]
-                    values[some] = self._forward(pixels[some], kept, [targets[int(row)] for row in some], probability)
+                    seen = pixels if len(pixels) in (1, len(some)) else pixels[some]
+                    values[some] = self._forward(seen, kept, [targets[int(row)] for row in some], probability)
         return values
 
     def _forward(self, pixels: Tensor, keep: Tensor | None, targets: Sequence[Target], probability: bool) -> Tensor:
@@ -115,6 +158,7 @@ class ModelInquiry:
                 kept = keep.nonzero()[:, 1].view(len(keep), -1)
 
                 def drop(tokens: Tensor) -> Tensor:
+                    tokens = tokens.expand(len(kept), -1, -1)
                     patches = tokens[:, prefix:].gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
                     return torch.cat([tokens[:, :prefix], patches], 1)
 
@@ -129,9 +173,10 @@ class ModelInquiry:
         with evaluation_mode(self.subject.model):
             return self.subject.family.lens(self.subject.model, tokens)
 
-    def value(self, output: Any) -> Tensor:
+    def value(self, output: Any, *, probability: bool = False) -> Tensor:
         logits = self.subject.family.logits(output)
-        return score(self._repeated(len(logits)), logits, output)
+        scores = logits.float().softmax(-1) if probability else logits
+        return score(self._repeated(len(logits)), scores, output)
 
     def projection(self, block: int) -> Tensor:
         return self.subject.family.projection(self.subject.model, block).detach().float()

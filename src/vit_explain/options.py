@@ -89,6 +89,13 @@ class Option:
         return self.check(text, method)
 
 
+def nth(number: int, count: int, method: str, thing: str) -> int:
+    """Position from the front of the block or head that an option names by number, from the end where negative."""
+    if not -count <= number < count:
+        raise OptionError(f"{method}: {thing} {number} does not exist; the model has {thing}s 0 to {count - 1}")
+    return number % count
+
+
 def option_of(name: str, default: Any, hint: Any) -> Option:
     """The option that a keyword's default and annotation describe."""
     bounds = None

@@ -37,6 +37,10 @@ def drop_lowest_cpu(flat: Tensor, dropped: int) -> None:
     numpy's selection is vectorised; ``torch.kthvalue`` carries indices along and takes several times as long.
     """
     for entries in flat:
+        # Where so many are zero already (negatives were clamped), zeroing the lowest changes nothing; and selecting
+        # among equal entries is slow.
+        if np.count_nonzero(entries.numpy()) < len(entries) - dropped:
+            continue
         smallest_kept = np.partition(entries.numpy(), dropped)[dropped]
         # threshold_ keeps what is greater than its argument
         torch.threshold_(entries, float(np.nextafter(smallest_kept, np.float32(-np.inf))), 0.0)

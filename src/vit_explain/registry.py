@@ -34,6 +34,11 @@ class Method:
     options: dict[str, Option]
     read_rows_suffice: Callable[..., bool]
     within: Callable[..., AbstractContextManager[Any]]
+    needs_also: Callable[..., Iterable[str]] = lambda **_: ()
+
+    def needed(self, settings: dict[str, Any]) -> frozenset[str]:
+        """What a look must keep with these options."""
+        return self.needs | frozenset(self.needs_also(**settings))
 
     def settings(self, given: dict[str, Any]) -> dict[str, Any]:
         """All options: the given ones checked, defaults for the others."""
@@ -53,8 +58,10 @@ NEEDS = {
     "attention": "attention of every block",
     "values": "the values that attention mixes (with gradients they come along)",
     "tokens": "the residual stream before and after every block",
+    "attended": "what attention adds to the residual stream in every block",
     "features": "the tokens as the last attention gets them",
     "pixels": "the gradient at the pixels",
+    "biases": "what the biases of the blocks and of the last norm say of y at every token",
     "gradient": "the gradient of y at what is asked for",
     "graph": "the autograd graph, for gradients of other numbers",
     "probe": "further looks at other pixels or fewer patches",
@@ -71,12 +78,13 @@ def method(
     signed: bool = False,
     read_rows_suffice: Callable[..., bool] = lambda **_: False,
     within: Callable[..., AbstractContextManager[Any]] = lambda **_: nullcontext(),
+    needs_also: Callable[..., Iterable[str]] = lambda **_: (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function under its own name; the first line of its docstring is the summary.
 
     ``read_rows_suffice``: from the options, whether of the last block's queries only those that the head reads matter;
     where they are single tokens, the others are then not kept. ``within``: from the options, what the look happens in,
-    for methods that change how gradients flow.
+    for methods that change how gradients flow. ``needs_also``: from the options, what is needed on top.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,6 +113,7 @@ def method(
             options,
             read_rows_suffice,
             within,
+            needs_also,
         )
         return function
 

@@ -38,6 +38,7 @@ class Layer:
     out: Tensor | None = None  # (B, H, N, Dv), part of the graph where gradients were asked for
     grad_out: Tensor | None = None  # ∂y/∂out, (B, H, N, Dv)
     name: str = "attention"
+    memory: object = None  # what must live as long as the tensors above do
     dropped: int = 0  # queries after the N kept ones, where only the first ones were worth their memory
 
     @property
@@ -139,6 +140,7 @@ class Anatomy:
     readout: Readout
     features: str  # name of the module whose output CAMs read: the tokens as the last attention gets them
     undroppable: str | None = None  # why patches cannot be left out as tokens; None where they can
+    attended: tuple[str, ...] = ()  # modules whose output attention adds to the tokens, one a block; empty if unknown
 
 
 class Inquiry(Protocol):
@@ -150,6 +152,18 @@ class Inquiry(Protocol):
         """Rows of one image that a forward should take, so that batches stay as large as others."""
         ...
 
+    def rows(self, kept: int | None = None) -> int:
+        """Rows that a forward of ``probe`` takes, where only so many patches are kept as tokens."""
+        ...
+
+    def single(self, image: int) -> Inquiry:
+        """The same about one of the images alone."""
+        ...
+
+    def progress(self, done: int, total: int) -> None:
+        """Say how many of a method's forwards are done, to whoever wants to know."""
+        ...
+
     def again(self, pixels: Tensor, needs: Iterable[str], within: AbstractContextManager[Any] | None = None) -> Trace:
         """A look at other pixels, (B·n, C, H, W), for the same y; ``needs`` as methods state them."""
         ...
@@ -157,6 +171,7 @@ class Inquiry(Protocol):
     def probe(self, pixels: Tensor, keep: Tensor | None = None, *, probability: bool = True) -> Tensor:
         """y (B·n,) of other pixels, without gradients; with ``keep`` (B·n, patches) the other patches are no tokens.
 
+        One picture may be given for all rows of ``keep``; it is then made into tokens once a forward.
         ``probability``: of a class, its softmax probability instead of its logit; functions give what they give.
         """
         ...
@@ -165,8 +180,8 @@ class Inquiry(Protocol):
         """The model's output if (B·n, N, D) were what left its last block."""
         ...
 
-    def value(self, output: Any) -> Tensor:
-        """y (B·n,) of an output."""
+    def value(self, output: Any, *, probability: bool = False) -> Tensor:
+        """y (B·n,) of an output; ``probability`` as in ``probe``."""
         ...
 
     def projection(self, block: int) -> Tensor:
@@ -197,10 +212,13 @@ class Trace:
     logits: Tensor  # (B, classes), detached
     inquiry: Inquiry  # the model, to be looked at again
     tokens: list[Tensor] = field(default_factory=list)  # (B, N, D) entering each block, and leaving the last: L + 1
+    norms: Tensor | None = None  # (B, N), 2-norms of the tokens that left the last block
     token_gradients: list[Tensor] = field(default_factory=list)  # ∂y/∂tokens, as many
+    attended: list[Tensor] = field(default_factory=list)  # (B, N, D) what attention adds to tokens in each block: L
     features: Tensor | None = None  # (B, N, D), see Anatomy.features
     feature_gradient: Tensor | None = None  # ∂y/∂features
     pixel_gradient: Tensor | None = None  # ∂y/∂pixels, (B, C, H, W)
+    biases: Tensor | None = None  # (B, N), Σ b ⊙ ∂y/∂(what b is added to) from the first block on, see ``biases``
     y: Tensor | None = None  # (B,) what is explained, detached; None for methods without a target
 
     @property

@@ -146,6 +146,10 @@ def describe(console: Console, image: str, explanation: Explanation, files: Sequ
     for row, name in enumerate(explanation.targets):
         console.print(f"  Explained        {name or 'no class in particular: where the model looked'}")
         console.print(f"  Where            {explanation.where(row)}")
+        for name, values in explanation.facts.items():
+            console.print(f"  {name.replace('_', ' ').capitalize():<16} {float(values[row]):.4g}")
+        for warning in explanation.warnings[row]:
+            console.print(f"  Take care        {warning}")
     console.print(f"  Time             {explanation.seconds:.2f} s")
     console.print(f"  Files            {files[0].parent}/: {', '.join(file.name for file in files)}")
 

@@ -24,9 +24,9 @@ try:
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
     from timm.models.beit import Beit
     from timm.models.deit import VisionTransformerDistilled
-    from timm.models.eva import Eva
-    from timm.models.vision_transformer import VisionTransformer
-    from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+    from timm.models.eva import Eva, EvaBlockPostNorm
+    from timm.models.vision_transformer import ResPostBlock, VisionTransformer
+    from timm.models.vision_transformer_relpos import ResPostRelPosBlock, VisionTransformerRelPos
 except (ImportError, RuntimeError) as error:
     # A CPU-only torch beside a registry torchvision dies with "operator torchvision::nms does not exist".
     raise ModelError(
@@ -36,6 +36,8 @@ except (ImportError, RuntimeError) as error:
 
 PLAIN = (VisionTransformer, Eva, Beit, VisionTransformerRelPos)
 MODULES = ("vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "deit", "eva", "beit")
+# Blocks whose norms come after attention and its projection, not before.
+POST_NORM = (ResPostBlock, EvaBlockPostNorm, ResPostRelPosBlock)
 # Two parallel attentions a block, or the difference of two: refused by the count of calls, so not offered.
 NOT_PLAIN = ("vit_*_18x2_*", "vit_dwee_*", "vit_dpwee_*", "vit_dlittle_*")
 BUNDLED = "bundled"
@@ -85,6 +87,7 @@ class TimmPlain:
             self._readout(model),
             features=f"{blocks[-1]}.norm1",
             undroppable=self._undroppable(model),
+            attended=self._attended(model, blocks),
         )
 
     def _readout(self, model: Any) -> Readout:
@@ -102,6 +105,11 @@ class TimmPlain:
             return Readout(tokens=tuple(range(prefix)) if everything else (), patches=True)
         return Readout(tokens=(0,))
 
+    def _attended(self, model: Any, blocks: tuple[str, ...]) -> tuple[str, ...]:
+        # Attention and MLP side by side have no drop_path1, and no tokens between them.
+        apart = all(hasattr(block, "drop_path1") for block in model.blocks)
+        return tuple(f"{name}.drop_path1" for name in blocks) if apart else ()
+
     def _undroppable(self, model: Any) -> str | None:
         if getattr(model, "rope", None) is not None:
             return f"{self.name(model)} gives positions to attention (rotary), not to tokens"
@@ -116,8 +124,19 @@ class TimmPlain:
 
     def projection(self, model: Any, block: int) -> Tensor:
         part = model.blocks[block]
-        if not isinstance(getattr(part.attn, "norm", nn.Identity()), nn.Identity):
-            raise ModelError(f"{self.name(model)} normalises between attention and its projection: values have no norm")
+        if not hasattr(part, "attn"):
+            raise ModelError(
+                f"{self.name(model)} computes attention and MLP together: what values become is not known by itself; "
+                "use attention or rollout instead"
+            )
+        gated = getattr(part.attn, "gate", None) is not None
+        normalised = not isinstance(getattr(part.attn, "norm", nn.Identity()), nn.Identity)
+        if gated or normalised or isinstance(part, POST_NORM):
+            does = "gates attention" if gated else "normalises attention" if normalised else "normalises its projection"
+            raise ModelError(
+                f"{self.name(model)} {does} before it joins the tokens: values have no norm of their own; "
+                "use attention or rollout instead"
+            )
         weight = part.attn.proj.weight
         scale = getattr(getattr(part, "ls1", None), "gamma", getattr(part, "gamma_1", None))
         return weight if scale is None else weight * scale[:, None]

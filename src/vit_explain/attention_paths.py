@@ -1,0 +1,159 @@
+"""What methods of attention times gradient share: sums over queries, products with ``I + Ā``, and gradients of the
+attention that the head reads through, also averaged along a path of images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .capture import AttentionTap
+from .errors import OptionError, TargetError
+from .propagate import Weights, fused_blocks, support
+from .types import ALL, Inquiry, Layer, Trace
+
+# What a look has to keep for ``read_attention``.
+READ_NEEDS = ("attention", "tokens", "graph")
+
+
+def plain(layer: Layer, images: slice, rows: slice) -> Tensor:
+    """``A``."""
+    return layer.attention(images, rows)
+
+
+def positive_product(layer: Layer, images: slice, rows: slice) -> Tensor:
+    """``max(A ⊙ ∂y/∂A, 0)``; since A is never negative, the same as ``A ⊙ max(∂y/∂A, 0)``."""
+    return layer.attention_gradient(images, rows).mul_(layer.attention(images, rows)).clamp_(min=0)
+
+
+def weighted_heads(layers: list[Layer], importance: Callable[[Layer], Tensor]) -> Weights:
+    """``H w_h A_h``, so that the mean over heads is ``Σ_h w_h A_h``; ``w`` (B, H) is importance, made to sum to one."""
+    shares = {}
+    for layer in layers:
+        found = importance(layer)
+        total = found.sum(1, keepdim=True)
+        # No gradient at all says nothing about heads.
+        shares[id(layer)] = torch.where(total > 0, found / total, 1 / found.shape[1]) * found.shape[1]
+
+    def weights(layer: Layer, images: slice, rows: slice) -> Tensor:
+        return layer.attention(images, rows) * shares[id(layer)][images, :, None, None]
+
+    return weights
+
+
+def column_sums(layer: Layer, weights: Weights, rows: slice = ALL) -> Tensor:
+    """``Σ_h Σ_i W[h, i, j]`` over heads and these queries: (B, M), without holding (B, H, N, M)."""
+    sums = torch.zeros(layer.shape[0], layer.shape[3], device=layer.device)
+    for images, part in layer.blocks(rows=rows):
+        sums[images] += weights(layer, images, part).sum((1, 2))
+    return sums
+
+
+def fused_rows(layer: Layer, rows: slice, weights: Weights) -> Tensor:
+    """``max(mean_h W, 0)`` of these queries: (B, rows, M)."""
+    found = torch.empty(layer.shape[0], rows.stop - rows.start, layer.shape[3], device=layer.device)
+    for images, part, fused in fused_blocks(layer, rows, weights, "mean", whole=False):
+        found[images, part.start - rows.start : part.stop - rows.start] = fused
+    return found
+
+
+def accumulate(layers: list[Layer], rows: Tensor, weights: Weights) -> Tensor:
+    """``R (Π_l (I + Ā^l) − I)`` with ``Ā = max(mean_h W, 0)``: (B, queries, N) rows, carried from the last layer down.
+
+    What the layers add to the rows; the rows themselves are left out, because beside them it would drown in rounding.
+    """
+    gained = torch.zeros_like(rows)
+    for layer in reversed(layers):
+        state = rows + gained
+        for images, part, fused in fused_blocks(layer, support(state.any(1)), weights, "mean", whole=False):
+            gained[images] += state[images, :, part] @ fused
+    return gained
+
+
+def reading(trace: Trace) -> tuple[Layer, slice, Tensor]:
+    """The attention that the head reads through, which of its queries, and their weights (queries,), summing to one.
+
+    A pooling attention with its learned queries; else that of the last block with the tokens that the head reads.
+    """
+    if trace.pool is not None:
+        queries = trace.pool.shape[2]
+        return trace.pool, slice(0, queries), torch.full((queries,), 1 / queries, device=trace.logits.device)
+    row = trace.read_row()
+    rows = support(row)
+    return trace.layers[-1], rows, row[0, rows]
+
+
+def read_tokens(trace: Trace) -> slice:
+    """Which tokens of the residual stream the head reads, also where it reads them through a pooling attention."""
+    if trace.pool is not None:
+        return slice(trace.length - trace.pool.shape[3], trace.length)
+    return support(trace.read_row())
+
+
+def on_tokens(trace: Trace, rows: Tensor) -> Tensor:
+    """(..., keys) -> (..., N): a pooling attention may read the patch tokens alone."""
+    return torch.nn.functional.pad(rows, (trace.length - rows.shape[-1], 0))
+
+
+def start_of(trace: Trace, method: str, start_layer: int | None, default: int) -> int:
+    """The block a product begins at, checked; ``default`` where none was given."""
+    if start_layer is None:
+        return default
+    if not 0 <= start_layer < len(trace.layers):
+        raise OptionError(
+            f"{method}: start_layer {start_layer} does not exist; the model has blocks 0 to {len(trace.layers) - 1}"
+        )
+    return start_layer
+
+
+def through_pool(inquiry: Inquiry, tokens: Tensor) -> tuple[Layer, Any]:
+    """What the model would return had ``tokens`` left its last block, and the pooling attention on the way there."""
+    with AttentionTap(gradient=True, values=True) as tap:
+        output = inquiry.lens(tokens)
+    return tap.layers[-1], output
+
+
+def with_gradient(layer: Layer, value: Tensor) -> Layer:
+    """The layer with ``∂value/∂out``, and no longer in the graph; one number an image: value (B,)."""
+    if not value.requires_grad:
+        raise TargetError("the target does not depend on what the model sees, so there is nothing to explain")
+    assert layer.out is not None
+    (found,) = torch.autograd.grad(value.sum(), [layer.out], retain_graph=True)
+    return dataclasses.replace(layer, out=None, grad_out=found)
+
+
+def integrated_gradient(trace: Trace, steps: int) -> Tensor:
+    """Mean of ``∂y/∂A`` at α times the pixels, α = 0 … 1 in so many steps: (B, H, queries, M).
+
+    Of the attention and queries that ``reading`` names. The path starts at zero in normalised space. Each step is one
+    forward, and one backward from the head to that attention, no deeper.
+    """
+    batch, (_, rows, _) = len(trace.pixels), reading(trace)
+    points = torch.linspace(0, 1, steps, device=trace.pixels.device, dtype=trace.pixels.dtype)
+    total: Tensor | None = None
+    done = 0
+    for some in points.split(trace.inquiry.room):
+        scaled = (trace.pixels.unsqueeze(1) * some.view(1, -1, 1, 1, 1)).flatten(0, 1)
+        layer = read_attention(trace.inquiry.again(scaled, READ_NEEDS))
+        assert layer.grad_out is not None and layer.v is not None
+        gradient = layer.grad_out[:, :, rows].float().unflatten(0, (batch, len(some)))
+        values = layer.v.float().unflatten(0, (batch, len(some)))
+        found = torch.einsum("bshid,bshjd->bhij", gradient, values)
+        total = found if total is None else total.add_(found)
+        done += len(some)
+        trace.inquiry.progress(done, steps)
+    assert total is not None
+    return total / steps
+
+
+def read_attention(look: Trace) -> Layer:
+    """The attention that the head reads through, with its gradient and no other's; the look must be in the graph."""
+    with torch.enable_grad():
+        if look.pool is None:
+            layer, output = look.layers[-1], look.inquiry.lens(look.tokens[-1])
+        else:
+            layer, output = through_pool(look.inquiry, look.tokens[-1])
+        return with_gradient(layer, look.inquiry.value(output))

@@ -1,0 +1,43 @@
+"""Attention-guided CAM."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..attention_paths import column_sums, on_tokens, read_tokens
+from ..errors import ModelError
+from ..registry import method
+from ..types import Layer, Trace
+
+
+@method(
+    paper="Leem and Seo, Attention Guided CAM: Visual Explanations of Vision Transformer Guided by Self-Attention, "
+    "AAAI 2024",
+    needs={"attention", "gradient"},
+    backwards=1,
+    class_specific=True,
+    read_rows_suffice=lambda **_: True,
+)
+def ag_cam(trace: Trace) -> Tensor:
+    """Positive attention gradients of every layer, guided by the scores before the softmax: where more would help.
+
+    ``map = Σ_l Σ_h Σ_i max(∂y/∂A[l, h, i, patches], 0) ⊙ sigmoid(S[l, h, i, patches])``, (B, h, w), with
+    ``S = q kᵀ · scale`` (and a relative position bias where the model adds one) and i the tokens that the head reads:
+    the class token alone in the paper, in every layer. Mean pooling reads all patches. A pooling attention is one more
+    layer, and its keys are the tokens read in the others. Needs the scores, so not for models that compute their
+    softmax themselves.
+    """
+    if trace.layers[0].q is None:
+        raise ModelError("ag_cam: this model computes its softmax itself, so its scores are not known; use gae instead")
+    rows = read_tokens(trace)
+    found = sum(column_sums(layer, _guided, rows) for layer in trace.layers)
+    if trace.pool is not None:
+        found = found + on_tokens(trace, column_sums(trace.pool, _guided))
+    assert isinstance(found, Tensor)
+    return trace.patches(found)
+
+
+def _guided(layer: Layer, images: slice, rows: slice) -> Tensor:
+    gradient = layer.attention_gradient(images, rows).clamp_(min=0)
+    return gradient.mul_(torch.sigmoid_(layer.scores(images, rows)))

@@ -1,0 +1,55 @@
+"""ALTI: how near each contribution comes to the whole, rolled out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from ..contributions import roll_contributions, written
+from ..errors import ModelError
+from ..registry import method
+from ..types import ALL, Trace, block_elements
+
+
+@method(
+    paper="Ferrando et al., Measuring the Mixing of Contextual Information in the Transformer, EMNLP 2022",
+    needs={"attention", "values", "tokens", "attended"},
+    class_specific=False,
+    read_rows_suffice=lambda **_: True,
+)
+def alti(trace: Trace) -> Tensor:
+    """Rollout of how near each token's contribution comes to what a token becomes.
+
+    ``T_i(x_j) = Σ_h A^h_ij W_O^h v^h_j + δ_ij x_j``, ``y_i = x_i + attention_i = Σ_j T_i(x_j) + bias``,
+    ``C_ij = max(0, ‖y_i‖₁ − ‖y_i − T_i(x_j)‖₁)``; rows are divided by their sums, and ``map = r C_L … C_1`` at the
+    patches, (B, h, w). A token whose every contribution leads away from y keeps itself.
+
+    The paper is about models with layer norms behind the residual, which scale T and y; in a ViT they lie before
+    attention, so nothing does. As in the paper, y includes the bias of the projection, which belongs to no token.
+    Unlike 2-norms, these need the vectors themselves: O(L N² D) numbers are computed, in blocks of rows, so large
+    inputs take time.
+    """
+
+    if not trace.attended:
+        raise ModelError("alti needs what attention adds to the tokens, which this model hides; use rollout instead")
+
+    def nearness(number: int, rows: slice) -> Iterator[tuple[slice, slice, Tensor]]:
+        layer, tokens = trace.layers[number], trace.tokens[number].detach().float()
+        projection = trace.inquiry.projection(number)
+        whole = tokens + trace.attended[number].float()
+        batch, keys, width = tokens.shape
+        step = max(1, 4 * block_elements(layer.device) // (keys * width))
+        for image in range(batch):
+            one = slice(image, image + 1)
+            vectors = written(layer, projection, one, ALL)
+            for first in range(rows.start, rows.stop, step):
+                part = slice(first, min(first + step, rows.stop))
+                weights = layer.attention(one, part).permute(0, 3, 2, 1)  # (1, M, rows, H)
+                parts = weights @ vectors  # T: (1, M, rows, D)
+                parts.diagonal(-first, 1, 2).add_(tokens[one, part].transpose(1, 2))
+                y = whole[one, None, part]
+                near = y.abs().sum(3) - parts.sub_(y).abs_().sum(3)
+                yield one, part, near.clamp_min_(0).transpose(1, 2)
+
+    return trace.patches(roll_contributions(trace, nearness))

@@ -1,0 +1,26 @@
+"""Class-discriminative attention map."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..registry import method
+from ..types import Trace
+
+
+@method(
+    paper="Brocki et al., Class-Discriminative Attention Maps for Vision Transformers, 2023 (arXiv 2312.02364)",
+    needs={"features", "gradient"},
+    backwards=1,
+    class_specific=True,
+    signed=True,
+)
+def cdam(trace: Trace) -> Tensor:
+    """Tokens that enter the last attention, times their gradient: what each patch says for and against the class.
+
+    ``map_i = Σ_d T[i, d] ∂y/∂T[i, d]`` at the patches, (B, h, w), signed, with T the tokens after the norm before the
+    last attention. A function of the model's output as target gives the paper's concept maps. Its smoothed and
+    integrated forms are not offered.
+    """
+    assert trace.features is not None and trace.feature_gradient is not None
+    return trace.patches((trace.features.float() * trace.feature_gradient.float()).sum(-1))

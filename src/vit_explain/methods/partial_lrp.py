@@ -1,0 +1,38 @@
+"""Partial LRP."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..attention_paths import fused_rows, on_tokens, reading
+from ..registry import method
+from ..relprop import RelevanceMode, attention_relevance, relevances
+from ..types import Layer, Trace
+
+
+@method(
+    paper="Voita, Talbot, Moiseev, Sennrich and Titov, Analyzing Multi-Head Self-Attention, ACL 2019",
+    needs={"features", "gradient", "probe"},
+    forwards=2,
+    backwards=2,
+    class_specific=True,
+)
+def partial_lrp(trace: Trace, *, legacy: bool = False) -> Tensor:
+    """Positive relevance of the last layer's attention: which patches the deciding row drew the class from.
+
+    ``map = r mean_h R_A⁺`` at the patches, (B, h, w), where R_A is the relevance (α=1, β=0, see ``relprop``) of the
+    last layer's A and r the row that the head reads; a pooling attention is the last layer of a model that has one.
+    The paper judges heads by their relevance; as a map it is a baseline of Chefer, Gur and Wolf (CVPR 2021). As there,
+    sums are shared out without the renormalisation of ``transformer_attribution``.
+
+    ``legacy``: that baseline's code to the letter: in linear layers, products of two positive factors and products of
+    two negative ones each share out the whole relevance, so that it grows, and more so in the MLP than beside it.
+    """
+    calls = len(trace.anatomy.blocks) + trace.anatomy.readout.attention
+    seen = relevances(trace, RelevanceMode(calls - 1, joint=not legacy, renormalised=False))
+    layer, rows, weights = reading(seen)
+    return trace.patches(on_tokens(trace, weights @ fused_rows(layer, rows, _positive)))
+
+
+def _positive(layer: Layer, images: slice, rows: slice) -> Tensor:
+    return attention_relevance(layer, images, rows).clamp_(min=0)

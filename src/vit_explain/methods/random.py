@@ -1,0 +1,32 @@
+"""A baseline: noise."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from ..registry import method
+from ..types import Trace
+
+
+@method(
+    paper="a baseline; Hooker et al., A Benchmark for Interpretability Methods in Deep Neural Networks, NeurIPS 2019",
+    needs=(),
+    class_specific=False,
+)
+def random(trace: Trace, *, seed: int = 0) -> Tensor:
+    """Independent uniform noise at each patch: what any method must beat.
+
+    Numbers in [0, 1), (B, h, w). They depend on ``seed`` and on the image's pixels, not on its place in a batch: the
+    same image gets the same map again, and two images get different ones, as a fair comparison over images needs.
+    """
+    maps = [torch.rand(trace.anatomy.grid, generator=_generator(image, seed)) for image in trace.pixels]
+    return torch.stack(maps).to(trace.pixels.device)
+
+
+def _generator(image: Tensor, seed: int) -> torch.Generator:
+    pixels = image.detach().float().cpu().contiguous().numpy()
+    digest = hashlib.blake2b(pixels.tobytes(), digest_size=8, salt=f"{seed:x}".encode()[-16:]).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

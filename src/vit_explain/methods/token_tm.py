@@ -1,0 +1,83 @@
+"""TokenTM."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..attention_paths import fused_rows, on_tokens, positive_product, reading
+from ..errors import ModelError
+from ..propagate import Weights, fused_blocks, support
+from ..registry import method
+from ..types import Layer, Trace
+
+
+@method(
+    paper="Wu et al., Token Transformation Matters: Towards Faithful Post-hoc Explanation for Vision Transformer, "
+    "CVPR 2024",
+    needs={"attention", "tokens", "attended", "gradient"},
+    backwards=1,
+    class_specific=True,
+    read_rows_suffice=lambda **_: True,
+)
+def token_tm(trace: Trace) -> Tensor:
+    """Positive attention times gradient through all layers, weighted by how tokens change on the way.
+
+    A token x that becomes t weighs ``w(x, t) = ‖t‖/‖x‖ · exp(cos(x, t)) / mean over tokens of exp(cos)``. From
+    ``C = diag(‖x_j‖)`` over what enters the first block, ``C ← C + U C`` for the attention of every block, with
+    ``U = mean_h max(A_h ⊙ ∂y/∂A_h, 0) diag(w(x, v_h W_O_h))``, and for its MLP, with ``U = diag(w(x, MLP's output))``;
+    the map is the row of C that the head reads, at the patches, (B, h, w). x is the residual stream before each of
+    them; layer scale counts as part of W_O and of the MLP. A pooling attention is a last U without w.
+
+    The paper's formulas were recalled, not read, and there is no public code: that x is taken before the layer norm,
+    the mean in the denominator, and the use of both C ← C + U C steps could not be verified.
+    """
+    if not trace.attended:
+        raise ModelError(
+            "token_tm needs the tokens between attention and MLP, which this model's blocks do not have; gae does not"
+        )
+    if trace.pool is None:
+        row = trace.read_row()
+    else:
+        pool, queries, _ = reading(trace)
+        row = on_tokens(trace, fused_rows(pool, queries, positive_product)).mean(1)
+    for number in reversed(range(len(trace.layers))):
+        before, after = trace.tokens[number].float(), trace.tokens[number + 1].float()
+        between = before + trace.attended[number].float()
+        added = after - between
+        row = row * (1 + _weight(between.norm(dim=-1), added.norm(dim=-1), (between * added).sum(-1)))
+        row = row + _attended(trace.layers[number], row, _transformed(trace, number, before))
+    return trace.patches(row * trace.tokens[0].float().norm(dim=-1))
+
+
+def _attended(layer: Layer, row: Tensor, weights: Weights) -> Tensor:
+    """``r U``: (B, N)."""
+    found = torch.zeros_like(row)
+    for images, part, fused in fused_blocks(layer, support(row), weights, "mean", whole=False):
+        found[images] += (row[images, None, part] @ fused).squeeze(1)
+    return found
+
+
+def _transformed(trace: Trace, number: int, tokens: Tensor) -> Weights:
+    """``max(A_h ⊙ ∂y/∂A_h, 0) diag(w_h)``."""
+    values = trace.layers[number].v
+    assert values is not None
+    heads = values.shape[1]
+    # (H, D, Dv); lengths and products are taken in a head's own Dv dimensions, never as (B, H, N, D).
+    projection = trace.inquiry.projection(number).unflatten(1, (heads, -1)).transpose(0, 1)
+    values = values.float()
+    lengths = ((values @ (projection.mT @ projection)) * values).sum(-1).clamp_(min=0).sqrt_()
+    products = torch.einsum("bnd,hde,bhne->bhn", tokens, projection, values)
+    weight = _weight(tokens.norm(dim=-1)[:, None], lengths, products)
+
+    def weights(layer: Layer, images: slice, rows: slice) -> Tensor:
+        return positive_product(layer, images, rows).mul_(weight[images, :, None])
+
+    return weights
+
+
+def _weight(before: Tensor, after: Tensor, products: Tensor) -> Tensor:
+    """``w`` from the lengths of x and t and from x · t, each (..., N)."""
+    tiny = torch.finfo(before.dtype).tiny
+    alike = torch.exp(products / (before * after).clamp_min(tiny))
+    return after / before.clamp_min(tiny) * alike / alike.mean(-1, keepdim=True)

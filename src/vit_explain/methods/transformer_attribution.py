@@ -1,0 +1,49 @@
+"""Transformer attribution."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..attention_paths import accumulate, fused_rows, on_tokens, reading, start_of
+from ..registry import method
+from ..relprop import RelevanceMode, attention_relevance, relevances
+from ..types import Layer, Trace
+
+
+@method(
+    paper="Chefer, Gur and Wolf, Transformer Interpretability Beyond Attention Visualization, CVPR 2021",
+    needs={"attention", "gradient", "probe"},
+    forwards=2,
+    backwards=2,
+    class_specific=True,
+)
+def transformer_attribution(trace: Trace, *, start_layer: int = 0) -> Tensor:
+    """Relevance of attention weighted by its gradient, through all layers: which looks spoke for the class.
+
+    ``Ā = mean_h (∂y/∂A ⊙ R_A)⁺`` with R_A the relevance of A (see ``relprop``: α=1, β=0, a class's logit starts with
+    relevance 1); ``map = r (I + Ā_L) … (I + Ā_s)`` at the patches, (B, h, w), where r is the row the head reads and
+    rows are not normalised. The row of the identity itself is left out: it is zero at the patches of a model with a
+    class token, and the same for every patch under mean pooling. ``start_layer``: the first block s that counts; the paper's own scripts leave
+    out block 0 for segmentation and perturbation (1), its notebook does not (0).
+
+    Relevance of a residual sum is parted for each image on its own, where the paper's code sums over the batch. What
+    the paper has no rules for: scaling by a parameter (LayerScale), normalised queries and keys, position biases in the
+    scores and distilled heads' mean follow the rules for scales, norms, biases and sums; rotary positions those for a
+    sum of two scaled halves; a gate gets half; a mean over patches is shared out by each patch's part of it; a pooling
+    attention is one more attention, whose Ā is r. Contrasts are refused, their relevance sums to zero.
+    """
+    first = start_of(trace, "transformer_attribution", start_layer, 0)
+    seen = relevances(trace, RelevanceMode(first))
+    partners = [(trace.pool, seen.pool), *zip(trace.layers, seen.layers, strict=True)]
+    relevance_of = {id(layer): relevance for layer, relevance in partners if relevance is not None}
+
+    def weights(layer: Layer, images: slice, rows: slice) -> Tensor:
+        relevance = attention_relevance(relevance_of[id(layer)], images, rows)
+        return relevance.mul_(layer.attention_gradient(images, rows)).clamp_(min=0)
+
+    layers = trace.layers[first:]
+    if trace.pool is None:
+        return trace.patches(accumulate(layers, trace.read_row().unsqueeze(1), weights).squeeze(1))
+    pool, queries, _ = reading(trace)
+    row = on_tokens(trace, fused_rows(pool, queries, weights)).mean(1, keepdim=True)
+    return trace.patches((row + accumulate(layers, row, weights)).squeeze(1))

@@ -1,0 +1,169 @@
+"""Perturbation: what becomes of y when parts of an image are left out; players and sampled masks for such methods.
+
+Images are worked on one after the other, so that an image's forwards, and with them its values to the last bit, are
+the same alone and in a batch. No more masked pictures exist at a time than one forward takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import OptionError
+from .options import Range
+from .types import Anatomy, Attribution, Inquiry, Trace
+
+# How patches are left out. "drop": they are no tokens at all, as Naseer et al. (NeurIPS 2021) leave them out of a ViT.
+# The others paint over them: "mean" in the image's mean colour; "blur" with the image blurred to the size of a patch;
+# "zero" with zeros, which is the mean colour of the pictures that the preprocessing was made for; "darkest" with each
+# channel's lowest value in the image, since what is black cannot be known from normalised pixels. "auto": "drop" where
+# the model allows it, otherwise "mean" with a warning that says so.
+Fill = Literal["auto", "drop", "mean", "blur", "zero", "darkest"]
+Score = Literal["probability", "logit"]  # of a class: its softmax probability or its logit
+Samples = Annotated[int, Range(2, 1e6)]
+Seed = Annotated[int, Range(0, 1e9)]
+Players = Annotated[int, Range(1, 256)] | Literal["patches"]  # rectangles of patches a side, or every patch
+
+
+def chosen_fill(trace: Trace, fill: Fill, *, none_kept: bool = False) -> tuple[Fill, list[list[str]]]:
+    """How patches are really left out, and the warnings about it, an image's each.
+
+    ``none_kept``: whether some mask keeps no patch at all, which only heads that read a prefix token have an answer to.
+    """
+    undroppable = trace.anatomy.undroppable
+    if none_kept and not undroppable and not trace.anatomy.readout.tokens:
+        undroppable = "The head reads patches alone, so it has no answer without any"
+        if fill == "drop":
+            raise OptionError(f"{undroppable}; fill them instead")
+    if fill != "auto":
+        return fill, []
+    if undroppable is None:
+        return "drop", []
+    warning = f"{undroppable}: patches that are left out were painted in the image's mean colour instead"
+    return "mean", [[warning]] * len(trace.pixels)
+
+
+def turns(trace: Trace, chunks: Sequence[Sequence[Tensor]]) -> Iterator[tuple[int, Tensor, Inquiry]]:
+    """(image, rows, the inquiry about that image alone) for each chunk of rows of each image, with progress told."""
+    done, total = 0, sum(len(rows) for own in chunks for rows in own)
+    for image, own in enumerate(chunks):
+        alone = trace.inquiry.single(image)
+        for rows in own:
+            yield image, rows, alone
+            done += len(rows)
+            trace.inquiry.progress(done, total)
+
+
+def chunked(trace: Trace, rows: int) -> Sequence[Tensor]:
+    """Numbers 0 to ``rows`` - 1 in chunks that a forward of whole pictures takes."""
+    return torch.arange(rows).split(trace.inquiry.rows())
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The distinct masks of an image (n, h·w), which of them each given mask is, and which go into one forward."""
+
+    kept: Tensor
+    which: Tensor
+    chunks: list[Tensor]
+
+
+def answers(trace: Trace, keep: Tensor, fill: Fill, *, probability: bool = True) -> Tensor:
+    """y (B, n) of each image when only the patches in ``keep``, (n, h, w) or (B, n, h, w), are left.
+
+    Equal masks are asked for once. Dropped patches make short inputs: masks that keep equally many share a forward.
+    """
+    keep = keep.to(trace.pixels.device)
+    plans = [_plan(trace, one, fill) for one in (keep.unsqueeze(0) if keep.ndim == 3 else keep)]
+    plans *= len(trace.pixels) // len(plans)
+    found = [torch.empty(len(plan.kept), device=keep.device) for plan in plans]
+    pictures = trace.pixels.split(1)
+    behind = [] if fill == "drop" else [backdrop(trace, picture, fill) for picture in pictures]
+    for image, rows, alone in turns(trace, [plan.chunks for plan in plans]):
+        kept = plans[image].kept[rows]
+        if fill == "drop":
+            found[image][rows] = alone.probe(pictures[image], kept, probability=probability)
+        else:
+            painted = torch.where(at_pixels(trace, kept), pictures[image], behind[image])
+            found[image][rows] = alone.probe(painted, probability=probability)
+    return torch.stack([values[plan.which] for values, plan in zip(found, plans, strict=True)])
+
+
+def _plan(trace: Trace, keep: Tensor, fill: Fill) -> _Plan:
+    kept, which = torch.unique(keep.flatten(1), dim=0, return_inverse=True)
+    if fill != "drop":
+        return _Plan(kept, which, list(chunked(trace, len(kept))))
+    counts = kept.sum(1).cpu()
+    groups = [(int(count), (counts == count).nonzero()[:, 0]) for count in counts.unique()]
+    return _Plan(kept, which, [rows for count, group in groups for rows in group.split(trace.inquiry.rows(count))])
+
+
+def at_pixels(trace: Trace, kept: Tensor) -> Tensor:
+    """(n, h·w) booleans on patches -> (n, 1, H, W) on pixels; pixels that no patch covers stay as they are."""
+    (height, width), (h, w) = trace.anatomy.covers, trace.anatomy.grid
+    large = kept.view(-1, 1, h, w).repeat_interleave(height // h, 2).repeat_interleave(width // w, 3)
+    below, right = trace.pixels.shape[2] - height, trace.pixels.shape[3] - width
+    return F.pad(large, (0, right, 0, below), value=True)
+
+
+def backdrop(trace: Trace, picture: Tensor, fill: Fill) -> Tensor:
+    """What a picture (1, C, H, W) is painted over with; broadcasts to it."""
+    if fill == "mean":
+        return picture.mean((2, 3), keepdim=True)
+    if fill == "darkest":
+        return picture.amin((2, 3), keepdim=True)
+    return torch.zeros_like(picture[..., :1, :1]) if fill == "zero" else blurred(picture, patch_side(trace.anatomy))
+
+
+def patch_side(anatomy: Anatomy) -> float:
+    """The side of a patch in pixels; of patches that are not square, the mean of the two."""
+    return (anatomy.covers[0] / anatomy.grid[0] + anatomy.covers[1] / anatomy.grid[1]) / 2
+
+
+def blurred(picture: Tensor, sigma: float) -> Tensor:
+    """The picture (1, C, H, W) blurred by a Gaussian of ``sigma`` pixels; its border is continued outwards."""
+    reach = int(3 * sigma)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=picture.device) / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).to(picture.dtype)
+    planes = picture.transpose(0, 1)
+    planes = F.conv2d(F.pad(planes, (0, 0, reach, reach), mode="replicate"), kernel.view(1, 1, -1, 1))
+    planes = F.conv2d(F.pad(planes, (reach, reach, 0, 0), mode="replicate"), kernel.view(1, 1, 1, -1))
+    return planes.transpose(0, 1)
+
+
+def player_of(grid: tuple[int, int], players: int | str) -> Tensor:
+    """(h, w) the number of the player that each patch belongs to: itself, or one of a few rectangles a side."""
+    rows, columns = (side if players == "patches" else min(int(players), side) for side in grid)
+    down = torch.arange(grid[0]) * rows // grid[0]
+    across = torch.arange(grid[1]) * columns // grid[1]
+    return down[:, None] * columns + across
+
+
+def play(trace: Trace, coalitions: Tensor, players: Tensor, fill: Fill, *, probability: bool) -> Tensor:
+    """v (B, n + 2) float64 on the CPU: of nobody, of the coalitions (n, players) in order, of everybody."""
+    nobody = torch.zeros(1, coalitions.shape[1], dtype=torch.bool)
+    keep = torch.cat([nobody, coalitions, ~nobody])[:, players]
+    return answers(trace, keep, fill, probability=probability).double().cpu()
+
+
+def shared_out(values: Tensor, players: Tensor, worth: Tensor, fill: Fill) -> Attribution:
+    """Players' values (B, players) as a map whose sum is theirs: a player's patches share its value equally.
+
+    ``worth`` (B, n + 2) as ``play`` gives it. ``efficiency_gap``: how far the map's sum is from what everybody is
+    worth less what nobody is, from rounding.
+    """
+    sizes = players.flatten().bincount()
+    found = (values / sizes)[:, players].float()
+    gap = found.double().sum((1, 2)) - (worth[:, -1] - worth[:, 0])
+    facts = {"score": worth[:, -1], "score_of_nothing": worth[:, 0], "efficiency_gap": gap}
+    return Attribution(found, facts | dropped_fact(fill, worth))
+
+
+def dropped_fact(fill: Fill, values: Tensor) -> dict[str, Tensor]:
+    """One where patches were dropped as tokens, zero where they were painted over; an image each."""
+    return {"tokens_dropped": torch.full((len(values),), float(fill == "drop"))}
