@@ -18,7 +18,7 @@ LEVELS = [
     {"_version", "errors"},
     {"options", "photos", "terminal", "types"},
     {"biases", "hooks", "image", "registry", "targets"},
-    {"artifacts", "capture", "family", "heads", "perturb", "propagate", "relprop", "rules"},
+    {"artifacts", "cams", "capture", "family", "heads", "perturb", "pixel_paths", "propagate", "relprop", "rules"},
     {"attention_paths", "contributions", "inquiry"},
     {"labels", "methods", "metrics", "models", "render", "store"},
     {"explanation", "loading"},

@@ -1,0 +1,30 @@
+"""Eigen-CAM."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..cams import patch_features
+from ..registry import method
+from ..types import Trace
+
+
+@method(
+    paper="Muhammad and Yeasin, Eigen-CAM: Class Activation Map using Principal Components, IJCNN 2020",
+    needs={"features"},
+    class_specific=False,
+)
+def eigencam(trace: Trace) -> Tensor:
+    """First principal component of the last block's patch tokens: what stands out among them, whatever the class.
+
+    ``Z − mean_i Z = U Σ Vᵀ``, ``map = relu(± Σ_1 U_1)``, (B, h, w), with Z the patch tokens that enter the last
+    attention, after their norm. A component has no sign of its own: the patch with the largest absolute value is
+    positive (Chung and Ying, Seg-Eigen-CAM, 2025). The paper does not centre the tokens; pytorch-grad-cam does, as the
+    first component is otherwise little more than their mean, and shows the positive part with the sign left to chance.
+    """
+    features = patch_features(trace)
+    u, s, _ = torch.linalg.svd(features - features.mean(1, keepdim=True), full_matrices=False)
+    component = u[..., 0] * s[:, :1]
+    furthest = component.gather(1, component.abs().argmax(1, keepdim=True))
+    return (component * furthest.sign()).clamp(min=0).unflatten(1, trace.anatomy.grid)
