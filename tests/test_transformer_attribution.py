@@ -206,6 +206,26 @@ def test_partial_lrp_is_the_last_layers_relevance_by_hand(name, legacy, pixels):
         close(explained.relevance[image], rows.mean(0)[-GRID[0] * GRID[1] :].reshape(GRID))
 
 
+@pytest.mark.parametrize("name", ("attention pooling", "attention pooling beside a class token"))
+def test_a_pooling_attention_is_the_last_factor(name, pixels):
+    model = small(name)
+    trace = traced(model, pixels)
+    seen = relevances(trace, RelevanceMode())
+    calls = [*zip(trace.layers, seen.layers, strict=True), (trace.pool, seen.pool)]
+    found = [
+        (attention_relevance(relevance, ALL, ALL) * layer.attention_gradient()).clamp(min=0).mean(1).double()
+        for layer, relevance in calls
+        if layer is not None and relevance is not None
+    ]
+    product = found.pop()
+    product = F.pad(product, (trace.length - product.shape[-1], 0))
+    for one in reversed(found):
+        product = product + product @ one
+    explained = Explainer(model).explain(pixels, "transformer_attribution", list(TARGETS)).relevance
+    expected = product.mean(1)[:, trace.anatomy.prefix :].unflatten(1, GRID).numpy()
+    np.testing.assert_allclose(explained, expected, rtol=1e-4)
+
+
 # Invariants ---------------------------------------------------------------------------------------------------------
 
 

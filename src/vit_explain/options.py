@@ -47,6 +47,7 @@ class Option:
             for kind in self.kinds
             if kind is not type(None)
         ]
+        words += ["none"] if type(None) in self.kinds else []
         return " or ".join(words)
 
     def check(self, value: Any, method: str) -> Any:

@@ -109,16 +109,17 @@ def support(row: Tensor) -> slice:
 
 
 def fused_blocks(
-    layer: Layer, rows: slice, weights: Weights, fusion: HeadFusion, *, whole: bool
+    layer: Layer, rows: slice, weights: Weights, fusion: HeadFusion, *, whole: bool, images: slice = ALL
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """(images, rows, max(fuse(W), 0) (b, rows, M)), block by block; ``whole``: an image's rows are never parted."""
     batch, _, n, m = layer.shape
+    left, right, _ = images.indices(batch)
     first, last, _ = rows.indices(n)
     elements = 4 * block_elements(layer.device)  # without heads; several blocks of derived attention each
     step = max(1, elements // (m * max(1, last - first)))
     height = last - first if whole else max(1, elements // m)
-    for start in range(0, batch, step):
-        images = slice(start, min(start + step, batch))
+    for start in range(left, right, step):
+        images = slice(start, min(start + step, right))
         for top in range(first, last, height):
             part = slice(top, min(top + height, last))
             fused = torch.empty(images.stop - start, part.stop - top, m, device=layer.device)

@@ -18,7 +18,7 @@ ROUNDING = 1e-10  # directions that the subsets do not tell apart, beside those 
 @method(
     paper="Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, NeurIPS 2017",
     needs={"probe"},
-    forwards=1027,
+    forwards=515,
     class_specific=True,
     signed=True,
 )
@@ -26,7 +26,7 @@ def kernel_shap(
     trace: Trace,
     *,
     players: Players = 7,
-    samples: Samples = 1024,
+    samples: Samples = 512,
     fill: Fill = "auto",
     score: Score = "probability",
     seed: Seed = 0,

@@ -15,7 +15,7 @@ from ..types import Attribution, Trace
 @method(
     paper="Castro, Gómez and Tejada, Polynomial Calculation of the Shapley Value Based on Sampling, COR 2009",
     needs={"probe"},
-    forwards=963,
+    forwards=483,
     class_specific=True,
     signed=True,
 )
@@ -23,7 +23,7 @@ def shapley_sampling(
     trace: Trace,
     *,
     players: Players = 7,
-    samples: Annotated[int, Range(1, 1e6)] = 20,
+    samples: Annotated[int, Range(1, 1e6)] = 10,
     fill: Fill = "auto",
     score: Score = "probability",
     seed: Seed = 0,

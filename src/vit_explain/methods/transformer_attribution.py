@@ -23,9 +23,10 @@ def transformer_attribution(trace: Trace, *, start_layer: int = 0) -> Tensor:
     ``Ā = mean_h (∂y/∂A ⊙ R_A)⁺`` with R_A the relevance of A (see ``relprop``: α=1, β=0, a class's logit starts with
     relevance 1); ``map = r (I + Ā_L) … (I + Ā_s)`` at the patches, (B, h, w), where r is the row the head reads and
     rows are not normalised. The row of the identity itself is left out: it is zero at the patches of a model with a
-    class token, and the same for every patch under mean pooling. ``start_layer``: the first block s that counts; the
-    paper's own scripts leave
-    out block 0 for segmentation and perturbation (1), its notebook does not (0).
+    class token, and the same for every patch under mean pooling.
+
+    ``start_layer``: the first block s that counts. The paper's own scripts leave out block 0 for segmentation and
+    perturbation (1), its notebook does not (0).
 
     Relevance of a residual sum is parted for each image on its own, where the paper's code sums over the batch. What
     the paper has no rules for: scaling by a parameter (LayerScale), normalised queries and keys, position biases in the
