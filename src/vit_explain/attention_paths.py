@@ -53,7 +53,7 @@ def column_sums(layer: Layer, weights: Weights, rows: slice = ALL) -> Tensor:
 
 
 def fused_rows(layer: Layer, rows: slice, weights: Weights) -> Tensor:
-    """``max(mean_h W, 0)`` of these queries: (B, rows, M)."""
+    """``mean_h W`` of these queries: (B, rows, M)."""
     found = torch.empty(layer.shape[0], rows.stop - rows.start, layer.shape[3], device=layer.device)
     for images, part, fused in fused_blocks(layer, rows, weights, "mean", whole=False):
         found[images, part.start - rows.start : part.stop - rows.start] = fused
@@ -61,7 +61,7 @@ def fused_rows(layer: Layer, rows: slice, weights: Weights) -> Tensor:
 
 
 def accumulate(layers: list[Layer], rows: Tensor, weights: Weights) -> Tensor:
-    """``R (Π_l (I + Ā^l) − I)`` with ``Ā = max(mean_h W, 0)``: (B, queries, N) rows, carried from the last layer down.
+    """``R (Π_l (I + Ā^l) − I)`` with ``Ā = mean_h W``: (B, queries, N) rows, carried from the last layer down.
 
     What the layers add to the rows; the rows themselves are left out, because beside them it would drown in rounding.
     """

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .errors import OptionError
 from .options import Range
+from .selection import zero_lowest
 from .types import ALL, Layer, Trace, block_elements
 
 HeadFusion = Literal["mean", "min", "max"]
@@ -24,46 +24,27 @@ DiscardRatio = Annotated[float, Range(0.0, 1.0, below=True)]
 Weights = Callable[[Layer, slice, slice], Tensor]
 
 
-def fuse(heads: Tensor, fusion: HeadFusion) -> Tensor:
+def fuse(heads: Tensor, fusion: HeadFusion, out: Tensor | None = None) -> Tensor:
     """(b, H, rows, M) -> (b, rows, M)."""
     if fusion == "mean":
-        return heads.mean(1)
-    return heads.amax(1) if fusion == "max" else heads.amin(1)
-
-
-def drop_lowest_cpu(flat: Tensor, dropped: int) -> None:
-    """Zero, in place, what is below the (dropped + 1)-th smallest entry of each row of (b, n).
-
-    numpy's selection is vectorised; ``torch.kthvalue`` carries indices along and takes several times as long.
-    """
-    for entries in flat:
-        # Where so many are zero already (negatives were clamped), zeroing the lowest changes nothing; and selecting
-        # among equal entries is slow.
-        if np.count_nonzero(entries.numpy()) < len(entries) - dropped:
-            continue
-        smallest_kept = np.partition(entries.numpy(), dropped)[dropped]
-        # threshold_ keeps what is greater than its argument
-        torch.threshold_(entries, float(np.nextafter(smallest_kept, np.float32(-np.inf))), 0.0)
-
-
-def drop_lowest_anywhere(flat: Tensor, dropped: int) -> None:
-    """The same on any device."""
-    flat.mul_(flat >= flat.kthvalue(dropped + 1, dim=1, keepdim=True).values)
+        return torch.mean(heads, 1, out=out)
+    return torch.amax(heads, 1, out=out) if fusion == "max" else torch.amin(heads, 1, out=out)
 
 
 def discard_lowest(fused: Tensor, ratio: float, protected: tuple[int, ...] = ()) -> Tensor:
-    """Zero, in place, the ``int(ratio · N · M)`` lowest entries of each non-negative (N, M) matrix of (b, N, M).
+    """``discard(max(M, 0))``, in place: zero negatives and the ``int(ratio · N · M)`` lowest entries of each matrix.
 
-    An entry equal to the smallest kept one is kept, so equal entries share one fate and the order of tokens does not
-    matter. The diagonal entries of ``protected`` tokens are never zeroed.
+    ``fused``: (b, N, M). An entry equal to the smallest kept one is kept, so equal entries share one fate and the order
+    of tokens does not matter. The diagonal entries of ``protected`` tokens are zeroed only where they are negative.
     """
     flat = fused.flatten(1)
     dropped = int(ratio * flat.shape[1])
-    if dropped:
-        own = [fused[:, token, token].clone() for token in protected]
-        (drop_lowest_cpu if flat.device.type == "cpu" else drop_lowest_anywhere)(flat, dropped)
-        for token, kept in zip(protected, own, strict=True):
-            fused[:, token, token] = kept
+    if not dropped:
+        return fused.clamp_(min=0)
+    own = [fused[:, token, token].clamp(min=0) for token in protected]
+    zero_lowest(flat, dropped)
+    for token, kept in zip(protected, own, strict=True):
+        fused[:, token, token] = kept
     return fused
 
 
@@ -111,7 +92,7 @@ def support(row: Tensor) -> slice:
 def fused_blocks(
     layer: Layer, rows: slice, weights: Weights, fusion: HeadFusion, *, whole: bool, images: slice = ALL
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """(images, rows, max(fuse(W), 0) (b, rows, M)), block by block; ``whole``: an image's rows are never parted."""
+    """(images, rows, fuse(W) (b, rows, M)), block by block; ``whole``: an image's rows are never parted."""
     batch, _, n, m = layer.shape
     left, right, _ = images.indices(batch)
     first, last, _ = rows.indices(n)
@@ -124,9 +105,9 @@ def fused_blocks(
             part = slice(top, min(top + height, last))
             fused = torch.empty(images.stop - start, part.stop - top, m, device=layer.device)
             for some, few in layer.blocks(images, part):
-                block = fuse(weights(layer, some, few), fusion)
-                fused[some.start - start : some.stop - start, few.start - top : few.stop - top] = block
-            yield images, part, fused.clamp_(min=0)
+                place = fused[some.start - start : some.stop - start, few.start - top : few.stop - top]
+                fuse(weights(layer, some, few), fusion, out=place)
+            yield images, part, fused
 
 
 def pooled_row(trace: Trace, weights: Weights, fusion: HeadFusion) -> Tensor:
@@ -160,7 +141,7 @@ def legacy_roll_out(
     for layer in reversed(trace.layers):
         below = torch.empty_like(row)
         for images, _, fused in fused_blocks(layer, ALL, weights, fusion, whole=True):
-            flat = fused.flatten(1)
+            flat = fused.clamp_(min=0).flatten(1)
             first = flat[:, 0].clone()
             lowest = flat.topk(int(flat.shape[1] * discard_ratio), 1, largest=False).indices
             flat.scatter_(1, lowest, 0.0)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .errors import CaptureError
 
-# Attention is derived in blocks of about this many numbers. On a processor a block should stay in its cache; on an
+# Attention is derived in blocks of about this many numbers. On a processor a block should stay in its last cache; on an
 # accelerator it should be large enough that starting an operation costs nothing beside the operation.
-BLOCK_ELEMENTS = {"cpu": 2**18}
+BLOCK_ELEMENTS = {"cpu": 2**20}
 ACCELERATOR_BLOCK_ELEMENTS = 2**26
 
 ALL = slice(None)
