@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -30,11 +33,16 @@ def _cut(entries: NDArray[np.float32], count: int) -> float:
     ``torch.kthvalue`` carries indices along and takes several times as long as numpy's vectorised selection.
     """
     # Attention times its gradient is zero where no gradient arrives, and selecting among equal entries is slow.
-    if np.count_nonzero(entries > 0) < len(entries) - count:
+    if sum(np.count_nonzero(piece > 0) for piece in pieces(entries)) < len(entries) - count:
         return 0.0
     # The bits of positive floats order them as integers do, which are compared faster; negatives stay below.
     smallest_kept = smallest(entries.view(np.int32), count).view(np.float32)
     return float(np.nextafter(smallest_kept, np.float32(-np.inf)))
+
+
+def pieces(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """The values, ``PIECE`` at a time."""
+    return (values[first : first + PIECE] for first in range(0, len(values), PIECE))
 
 
 def smallest(values: NDArray[np.int32], k: int) -> np.int32:
@@ -47,8 +55,7 @@ def smallest(values: NDArray[np.int32], k: int) -> np.int32:
     place, reach = share * SAMPLE, 5 * (share * (1 - share) * SAMPLE) ** 0.5 + 1
     low, high = sample[max(0, int(place - reach))], sample[min(SAMPLE - 1, int(place + reach) + 1)]
     below, between = 0, []
-    for first in range(0, len(values), PIECE):
-        piece = values[first : first + PIECE]
+    for piece in pieces(values):
         below += np.count_nonzero(piece < low)
         between.append(piece[(piece >= low) & (piece <= high)])
     candidates = np.concatenate(between)
