@@ -140,6 +140,20 @@ every_anatomy = pytest.mark.parametrize("name", MODELS)
 some_anatomies = pytest.mark.parametrize("name", ["class token", "distilled", "registers", "mean pooling", *POOLED])
 
 
+@every_anatomy
+@pytest.mark.parametrize("head", ["mean", "max", "min", 1])
+def test_attention_of_what_the_head_reads(name, head, pixels):
+    model = small(name)
+    maps = Explainer(model).explain(pixels, "attention", head=head).relevance
+    for image, found in zip(pixels, maps, strict=True):
+        look = slow(name, model, image, 0)
+        heads = look.maps()[-1]
+        rows = heads[head] if isinstance(head, int) else getattr(heads, head)(0)
+        read = {0: 1.0} if name in POOLED else look.read
+        row = sum(share * rows[token] for token, share in read.items())
+        agrees(found, look.patches(look.padded(row)))
+
+
 # One forward and one backward -----------------------------------------------------------------------------------------
 
 
