@@ -140,6 +140,20 @@ every_anatomy = pytest.mark.parametrize("name", MODELS)
 some_anatomies = pytest.mark.parametrize("name", ["class token", "distilled", "registers", "mean pooling", *POOLED])
 
 
+@every_anatomy
+@pytest.mark.parametrize("head", ["mean", "max", "min", 1])
+def test_attention_of_what_the_head_reads(name, head, pixels):
+    model = small(name)
+    maps = Explainer(model).explain(pixels, "attention", head=head).relevance
+    for image, found in zip(pixels, maps, strict=True):
+        look = slow(name, model, image, 0)
+        heads = look.maps()[-1]
+        rows = heads[head] if isinstance(head, int) else getattr(heads, head)(0)
+        read = {0: 1.0} if name in POOLED else look.read
+        row = sum(share * rows[token] for token, share in read.items())
+        agrees(found, look.patches(look.padded(row)))
+
+
 # One forward and one backward -----------------------------------------------------------------------------------------
 
 
@@ -313,6 +327,14 @@ def test_gmar_of_one_head_is_rollout(pixels):
     np.testing.assert_allclose(Explainer(model).explain(pixels, "gmar", TARGETS).relevance, rolled, rtol=1e-5)
 
 
+def test_heads_weigh_alike_where_no_gradient_tells_them_apart(pixels, vit):
+    with torch.no_grad():
+        vit.head.weight[1] = 0
+    rolled = Explainer(vit).explain(pixels, "rollout").relevance
+    for norm in ("l1", "l2"):
+        np.testing.assert_allclose(Explainer(vit).explain(pixels, "gmar", 1, norm=norm).relevance, rolled, rtol=1e-5)
+
+
 def values_and_projections(look: Slow) -> list[tuple[Array, Array]]:
     """(v (H, N, Dv), W_O (H, D, Dv)) of every block, from its own layers."""
     found = []
@@ -447,6 +469,19 @@ def test_paths_may_begin_elsewhere(start, pixels, vit):
     for variant in ("head", "token"):
         found = Explainer(vit).explain(pixels[:1], "beyond_intuition", 2, variant=variant, **options).relevance[0]
         agrees(found, look.patches(beyond_intuition_by_hand(look, 2, variant, start)))
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "start"),
+    [("tam", {}, 4), ("beyond_intuition", {"variant": "head"}, 3), ("beyond_intuition", {"variant": "token"}, 6)],
+)
+def test_paths_begin_where_the_authors_code_does(method, options, start, pixels):
+    """Of twelve blocks."""
+    explainer = Explainer(lively(VisionTransformer(**{**SMALL, "depth": 12})))
+    found = explainer.explain(pixels[:1], method, 1, steps=2, **options).relevance
+    for number in (start - 1, start, start + 1):
+        other = explainer.explain(pixels[:1], method, 1, steps=2, start_layer=number, **options).relevance
+        assert np.array_equal(other, found) == (number == start)
 
 
 @pytest.mark.parametrize("name", ["class token", "mean pooling", "attention pooling"])

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import CLASSES, GRID, PATCH, SIZE, small
+from small_models import CLASSES, GRID, PATCH, SIZE, SMALL, lively, small
+from timm.models.vision_transformer import VisionTransformer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from vit_explain import Explainer, Explanation, explain, list_methods
+from vit_explain import Explainer, Explanation, explain, list_methods, types
 from vit_explain.errors import ImageError, ModelError, OptionError, OutputError, TargetError, VitExplainError
 from vit_explain.image import Preprocessing
 from vit_explain.store import read_folder
@@ -161,6 +164,8 @@ def test_pixels_that_patches_do_not_cover_are_outside():
         ({"method": "attention", "layer": -4}, "layer -4 does not exist"),
         ({"method": "attention", "head": 3}, "head 3 does not exist; the model has heads 0 to 2"),
         ({"method": "attention", "query": (3, 0)}, "not on the 3x5 grid"),
+        ({"method": "attention", "query": (1.5, 0)}, "not on the 3x5 grid"),
+        ({"method": "attention", "query": ("a", 0)}, "not on the 3x5 grid"),
         ({"method": "attention", "query": 16}, "tokens are 0 to 15"),
     ],
 )
@@ -217,6 +222,60 @@ def test_other_than_three_channels():
     assert found.overlay().shape == (*SIZE, 3)
     with pytest.raises(ModelError, match="takes 5 channels, not 3"):
         Explainer(model).explain(Image.new("RGB", (30, 30)))
+
+
+class Matrices(TorchDispatchMode):
+    """Notes every tensor that ends in (N, N) and is as large as the attention of one image and all heads."""
+
+    def __init__(self, heads: int, tokens: int) -> None:
+        super().__init__()
+        self.heads, self.tokens = heads, tokens
+        self.seen: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            square = isinstance(leaf, torch.Tensor) and leaf.shape[-2:] == (self.tokens, self.tokens)
+            if square and leaf.numel() >= self.heads * self.tokens**2:
+                self.seen.append(tuple(leaf.shape))
+        return result
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "attention" in METHODS[name].needs])
+@pytest.mark.parametrize(("anatomy", "tokens"), [("class token", 16), ("mean pooling", 15)])
+def test_attention_of_all_heads_is_never_held_at_once(name, anatomy, tokens, pixels, monkeypatch):
+    """Rows are derived in blocks, and how large the blocks are changes no map."""
+    explainer, target = Explainer(small(anatomy)), target_for(name, 1)
+    expected = explainer.explain(pixels[:1], name, target, **quick(name)).relevance
+    monkeypatch.setitem(types.BLOCK_ELEMENTS, "cpu", 2 * 3 * tokens)
+    with Matrices(3, tokens) as matrices:
+        found = explainer.explain(pixels[:1], name, target, **quick(name)).relevance
+    assert not matrices.seen
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_matrices_are_noticed(pixels):
+    with Matrices(3, 16) as matrices:
+        Explainer(small("class token")).explain(pixels[:1], "gmar", 1, norm="l1")
+    assert (1, 3, 16, 16) in matrices.seen
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].needs])
+def test_half_precision_models_are_explained_in_single(name, vit, pixels):
+    """Of numbers that were worked out in single precision, hardly any has no more digits than bfloat16 holds."""
+    found = Explainer(vit.bfloat16()).explain(pixels.bfloat16(), name, target_for(name, 1), **quick(name)).relevance
+    values = torch.from_numpy(found[found != 0])
+    assert found.dtype == np.float32 and torch.isfinite(values).all()
+    assert (values.bfloat16().float() == values).float().mean() < 0.1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_picture_of_one_patch(name):
+    """There is nothing to compare it with: some refuse, and nothing breaks."""
+    model = lively(VisionTransformer(**{**SMALL, "img_size": (PATCH, PATCH), "embed_dim": 96}))
+    pixels = torch.randn(2, 3, PATCH, PATCH, generator=torch.Generator().manual_seed(4))
+    found = relevance_or_refusal(Explainer(model), pixels, name, target_for(name, 1), quick(name))
+    assert isinstance(found, VitExplainError) or (len(found) == 2 and np.isfinite(found).all())
 
 
 # Attention -----------------------------------------------------------------------------------------------------------

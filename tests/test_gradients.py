@@ -169,6 +169,18 @@ def test_too_few_steps_are_told(vit, pixels):
         assert all(f"completeness gap {gap:.0%}" in one and "take more steps" in one for one in said)
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "limit"), [("integrated_gradients", "steps", 0.05), ("expected_gradients", "samples", 0.25)]
+)
+def test_gaps_above_what_the_docs_say_are_told(name, option, limit, vit, pixels):
+    explainer, gaps = Explainer(calm(vit)), []
+    for number in (1, 2, 5, 10):
+        found = explainer.explain(pixels, name, 1, **{option: number})
+        gaps += list(found.facts["completeness_gap"])
+        assert [bool(said) for said in found.warnings] == [gap > limit for gap in found.facts["completeness_gap"]]
+    assert min(gaps) < limit and any(limit < gap < 4 * limit for gap in gaps), "otherwise any limit would do"
+
+
 @pytest.mark.parametrize("baseline", ["colour", "noise", "blur"])
 def test_expected_gradients_by_hand(vit, pixels, baseline):
     samples, seed = 6, 11

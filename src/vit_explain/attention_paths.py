@@ -126,27 +126,28 @@ def with_gradient(layer: Layer, value: Tensor) -> Layer:
 
 
 def integrated_gradient(trace: Trace, steps: int) -> Tensor:
-    """Mean of ``∂y/∂A`` at α times the pixels, α = 0 … 1 in so many steps: (B, H, queries, M).
+    """``mean_h max(mean_α ∂y/∂A, 0)`` at α times the pixels, α = 0 … 1 in so many steps: (B, queries, N).
 
     Of the attention and queries that ``reading`` names. The path starts at zero in normalised space. Each step is one
     forward, and one backward from the head to that attention, no deeper.
     """
     batch, (_, rows, _) = len(trace.pixels), reading(trace)
-    points = torch.linspace(0, 1, steps, device=trace.pixels.device, dtype=trace.pixels.dtype)
-    total: Tensor | None = None
-    done = 0
+    points = torch.linspace(0, 1, steps, device=trace.pixels.device)
+    gradients, values = [], []
     for some in points.split(trace.inquiry.room):
-        scaled = (trace.pixels.unsqueeze(1) * some.view(1, -1, 1, 1, 1)).flatten(0, 1)
-        layer = read_attention(trace.inquiry.again(scaled, READ_NEEDS))
+        scaled = trace.pixels.float().unsqueeze(1) * some.view(1, -1, 1, 1, 1)
+        layer = read_attention(trace.inquiry.again(scaled.flatten(0, 1).to(trace.pixels.dtype), READ_NEEDS))
         assert layer.grad_out is not None and layer.v is not None
-        gradient = layer.grad_out[:, :, rows].float().unflatten(0, (batch, len(some)))
-        values = layer.v.float().unflatten(0, (batch, len(some)))
-        found = torch.einsum("bshid,bshjd->bhij", gradient, values)
-        total = found if total is None else total.add_(found)
-        done += len(some)
-        trace.inquiry.progress(done, steps)
-    assert total is not None
-    return total / steps
+        gradients += layer.grad_out[:, :, rows].float().unflatten(0, (batch, len(some))).unbind(1)
+        values += layer.v.detach().float().unflatten(0, (batch, len(some))).unbind(1)
+        trace.inquiry.progress(len(gradients), steps)
+    # The scores of this layer are the mean over steps of G_α V_αᵀ, and no (B, H, queries, M) is ever held.
+    mean = Layer(1 / steps, q=torch.cat(gradients, 3), k=torch.cat(values, 3))
+    return on_tokens(trace, fused_rows(mean, slice(0, mean.shape[2]), _positive_scores))
+
+
+def _positive_scores(layer: Layer, images: slice, rows: slice) -> Tensor:
+    return layer.scores(images, rows).clamp_(min=0)
 
 
 def read_attention(look: Trace) -> Layer:

@@ -30,12 +30,12 @@ def of_patches(trace: Trace, layer: int, head: Head, measure: Measure, method: s
     found = torch.empty(batch, queries, device=call.device)
     for images, rows in call.blocks(ALL, slice(trace.anatomy.prefix, queries)):
         numbers = measure(call.attention(images, rows), rows)
-        found[images, rows] = _fused(numbers, head)
+        found[images, rows] = one_head(numbers, head)
     return trace.patches(found)
 
 
-def _fused(numbers: Tensor, head: Head) -> Tensor:
-    """(images, H, rows) -> (images, rows)."""
+def one_head(numbers: Tensor, head: Head) -> Tensor:
+    """(images, H, ...) -> (images, ...): those of one head, or of all heads fused."""
     if isinstance(head, int):
         return numbers[:, head]
     return {"mean": numbers.mean, "max": numbers.amax, "min": numbers.amin}[head](1)

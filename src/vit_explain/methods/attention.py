@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, TypeVar
+from numbers import Integral
+from typing import Literal
 
+import torch
 from torch import Tensor
 
+from ..attention_paths import on_tokens, reading
 from ..errors import OptionError
+from ..heads import Head, one_head
+from ..options import nth
 from ..registry import method
-from ..types import Layer, Trace
-
-T = TypeVar("T")
+from ..types import Trace
 
 
 @method(
@@ -23,7 +25,7 @@ def attention(
     trace: Trace,
     *,
     layer: int = -1,
-    head: int | Literal["mean", "max", "min"] = "mean",
+    head: Head = "mean",
     query: tuple | int | Literal["readout"] = "readout",
 ) -> Tensor:
     """Attention of one query token over the patches, in one layer and head.
@@ -34,40 +36,32 @@ def attention(
     ``query``: ``"readout"``, the row the head reads (class token; mean of the patches; the learned query of a pooling
     attention, which is then the layer); a patch as (row, column); or a token number, prefix tokens first.
     """
-    layers, pool = trace.layers, trace.pool
-    chosen = _pick(layers, layer, "layer", "layers")
-    if query == "readout" and pool is not None:
-        if layer not in (-1, len(layers) - 1):
-            raise OptionError(
-                f"attention: this model reads through a pooling attention, so layer {layer} has no readout row; "
-                "give a patch as query=(row, column)"
-            )
-        return trace.patches(trace.pooled(_head(pool, head).mean(1)))
-    rows = _head(chosen, head)
-    if query == "readout":
-        return trace.patches((trace.read_row().unsqueeze(1) @ rows).squeeze(1))
-    return trace.patches(rows[:, _token(trace, query)])
-
-
-def _head(layer: Layer, head: int | str) -> Tensor:
-    """(B, queries, keys) of one head, or of all of them fused."""
-    heads = layer.attention()
-    if isinstance(head, str):
-        return {"mean": heads.mean, "max": heads.amax, "min": heads.amin}[head](1)
-    _pick(range(heads.shape[1]), head, "head", "heads")
-    return heads[:, head]
-
-
-def _pick(things: Sequence[T], number: int, one: str, many: str) -> T:
-    if not -len(things) <= number < len(things):
-        raise OptionError(f"attention: {one} {number} does not exist; the model has {many} 0 to {len(things) - 1}")
-    return things[number]
+    number = nth(layer, len(trace.layers), "attention", "layer")
+    call, rows, shares = reading(trace)
+    if query != "readout":
+        token = _token(trace, query)
+        call, rows, shares = trace.layers[number], slice(token, token + 1), torch.ones(1, device=shares.device)
+    elif trace.pool is None:
+        call = trace.layers[number]
+    elif number != len(trace.layers) - 1:
+        raise OptionError(
+            f"attention: this model reads through a pooling attention, so layer {layer} has no readout row; "
+            "give a patch as query=(row, column)"
+        )
+    if not isinstance(head, str):
+        head = nth(head, call.shape[1], "attention", "head")
+    found = torch.zeros(call.shape[0], call.shape[3], device=call.device)
+    for images, part in call.blocks(rows=rows):
+        weights = shares[part.start - rows.start : part.stop - rows.start]
+        found[images] += weights @ one_head(call.attention(images, part), head)
+    return trace.patches(on_tokens(trace, found))
 
 
 def _token(trace: Trace, query: tuple | int | str) -> int:
     grid, prefix = trace.anatomy.grid, trace.anatomy.prefix
     if isinstance(query, tuple):
-        if len(query) != 2 or not (0 <= query[0] < grid[0] and 0 <= query[1] < grid[1]):
+        fits = len(query) == 2 and all(isinstance(part, Integral) for part in query)
+        if not fits or not (0 <= query[0] < grid[0] and 0 <= query[1] < grid[1]):
             raise OptionError(f"attention: query {query} is not on the {grid[0]}x{grid[1]} grid of patches")
         return prefix + query[0] * grid[1] + query[1]
     if not 0 <= int(query) < trace.length:

@@ -63,8 +63,8 @@ def beyond_intuition(
     else:
         states = on_tokens(trace, fused_rows(layer, rows, weights))
     states += accumulate(layers, states, weights)
-    weight = on_tokens(trace, integrated_gradient(trace, steps).clamp_(min=0).mean(1))
-    return trace.patches((states * weight * shares[:, None]).sum(1))
+    states *= integrated_gradient(trace, steps)
+    return trace.patches((states * shares[:, None]).sum(1))
 
 
 def _importance(layer: Layer) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..pixel_paths import Level, on_level
 from ..registry import method
 from ..types import Trace
 
@@ -17,7 +16,7 @@ from ..types import Trace
     needs=(),
     class_specific=False,
 )
-def edges(trace: Trace, *, level: Literal["patches", "pixels"] = "patches") -> Tensor:
+def edges(trace: Trace, *, level: Level = "patches") -> Tensor:
     """Edges in the picture, found without any model: a map may look right and be no more than this.
 
     Magnitude of the Sobel gradient, ``√(gx² + gy²)``, of the mean over the channels of the pixels as the model gets
@@ -26,8 +25,4 @@ def edges(trace: Trace, *, level: Literal["patches", "pixels"] = "patches") -> T
     grey = F.pad(trace.pixels.detach().float().mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=grey.device)
     gradient = F.conv2d(grey, torch.stack([across, across.T])[:, None])  # (B, 2, H, W)
-    magnitude = gradient.square().sum(1, keepdim=True).sqrt()
-    if level == "pixels":
-        return magnitude[:, 0]
-    height, width = trace.anatomy.covers
-    return F.adaptive_avg_pool2d(magnitude[..., :height, :width], trace.anatomy.grid)[:, 0]
+    return on_level(trace, gradient.square().sum(1).sqrt(), level, "mean")

@@ -26,8 +26,8 @@ def gmar(trace: Trace, *, norm: Literal["l1", "l2"] = "l2") -> Tensor:
 
     ``Ã = ½ Σ_h w_h A_h + ½ I``, ``map = r Ã_L … Ã_1`` at the patches, (B, h, w), r the row the head reads, with
     ``w_h = ‖∂y/∂A_h‖ / Σ_h ‖∂y/∂A_h‖`` of each layer. The class chooses among heads only, so maps of two classes differ
-    little. The paper's text was known from a summary alone; that its rollout adds the identity and normalises as Abnar
-    and Zuidema's does is taken from there.
+    little. The weights are the paper's, read in a review that quotes its formulas; that its rollout adds the identity
+    and normalises as Abnar and Zuidema's does could not be verified, nor which norm is the paper's default.
 
     ``norm``: the sum of absolute values, or the root of the sum of squares, which costs no N×N gradient.
     """

@@ -21,8 +21,9 @@ def grad_sam(trace: Trace) -> Tensor:
     """Attention times its positive gradient, averaged over layers, heads and queries.
 
     ``map_j = 1/(L H N) Σ_l Σ_h Σ_i (A ⊙ max(∂y/∂A, 0))[l, h, i, j]`` at the patches, (B, h, w), over all N tokens as
-    queries; a pooling attention is one more layer. The paper is about language models, and its text could not be
-    checked for which index it sums over; here it is the queries, so that a value belongs to the patch looked at.
+    queries; a pooling attention is one more layer. The paper is about language models. No code of its authors was
+    found, and its text could not be checked for which index it averages over; here, as in others' code for it, it is
+    the queries, so that a value belongs to the patch looked at.
     """
     layers = trace.layers if trace.pool is None else [*trace.layers, trace.pool]
     maps = [on_tokens(trace, column_sums(layer, positive_product)) / layer.shape[1] for layer in layers]

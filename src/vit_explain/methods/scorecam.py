@@ -40,7 +40,7 @@ def scorecam(
     """
     maps = patch_features(trace).transpose(1, 2)  # (B, D, patches)
     if channels != "all" and channels < maps.shape[1]:
-        lively = maps.var(2).topk(channels, 1).indices
+        lively = maps.var(2, correction=0).topk(channels, 1).indices
         maps = maps.gather(1, lively[..., None].expand(-1, -1, maps.shape[2]))
     scores = []
     done, total = 0, maps.shape[1]

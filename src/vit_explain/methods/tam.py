@@ -38,5 +38,5 @@ def tam(trace: Trace, *, steps: Annotated[int, Range(2)] = 20, start_layer: int 
     states = on_tokens(trace, fused_rows(layer, rows, plain))
     below = trace.layers[start : len(trace.layers) - (trace.pool is None)]
     states += accumulate(below, states, plain)
-    weight = on_tokens(trace, integrated_gradient(trace, steps).clamp_(min=0).mean(1))
-    return trace.patches((states * weight * shares[:, None]).sum(1))
+    states *= integrated_gradient(trace, steps)
+    return trace.patches((states * shares[:, None]).sum(1))
