@@ -548,6 +548,12 @@ def test_values_add_up_on_every_model(name, model, pixels):
     np.testing.assert_allclose(whole, F.softmax(torch.from_numpy(found.logits), -1)[:, TARGET], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("players", [np.array([2, 3]), torch.tensor([2, 3]), [2], "tokens", 0, 2.5, True, None])
+def test_players_that_are_none_are_refused(players, few_pixels):
+    with pytest.raises(OptionError, match="players must be 'patches' or a whole number in"):
+        explained(tiny(), few_pixels, "kernel_shap", players=players)
+
+
 def test_too_few_subsets_are_named(few_pixels):
     found = explained(tiny(), few_pixels, "kernel_shap", samples=10)
     assert found.warnings == [["10 subsets do not tell 8 players apart: take more samples or fewer players"]] * 2
