@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
-from .errors import OptionError
+from .errors import ModelError, OptionError
 from .options import Range
 from .types import Trace
 
@@ -59,7 +59,7 @@ class Rules(TorchFunctionMode):
         self._identity = activation is not None
         self._weights: Tensor | None = None  # what the last softmax over scores returned
         self._activated: Tensor | None = None  # what the last activation returned
-        self._rules: dict[Any, Callable[..., Any]] = {}
+        self._rules: dict[Any, Callable[..., Any]] = {F.multi_head_attention_forward: _hidden}
         if attention == "detach":
             self._rules |= {F.scaled_dot_product_attention: _constant_attention}
             self._rules |= dict.fromkeys(SOFTMAX, _constant_softmax)
@@ -203,6 +203,13 @@ def _scaled(x: Tensor, factor: float) -> Tensor:
     return _Swapped.apply(x, lambda x: (x.view_as(x),), lambda gradient: gradient * factor)  # type: ignore[return-value]
 
 
+def _hidden(func: Any, *args: Any, **kwargs: Any) -> Tensor:
+    raise ModelError(
+        "relevance cannot be propagated through torch.nn.MultiheadAttention, whose operations are hidden in one call; "
+        "methods that need no such rules: input_x_gradient, integrated_gradients"
+    )
+
+
 def _constant(func: Any, *args: Any, **kwargs: Any) -> Tensor:
     return func(*args, **kwargs).detach()
 
@@ -332,11 +339,11 @@ def _stressed(
 
     def run(x: Tensor) -> tuple[Tensor, ...]:
         out = apply(x, weight, bias)
-        size = out.abs()
+        size = out.abs().to(torch.promote_types(out.dtype, torch.float32))  # γ times a sum may be no half any more
         whole = size * (1 + half) + epsilon
         if gamma:
-            whole += apply(x.abs(), weight.abs(), None if bias is None else bias.abs()) * half
-        share = size.div_(whole.clamp_min_(torch.finfo(whole.dtype).tiny)).copysign_(out)
+            whole += apply(x.abs(), weight.abs(), None if bias is None else bias.abs()).to(whole.dtype) * half
+        share = size.div_(whole.clamp_min_(torch.finfo(whole.dtype).tiny)).copysign_(out).to(out.dtype)
         return (out, share, x) if gamma else (out, share)
 
     def rule(gradient: Tensor, share: Tensor, x: Tensor | None = None) -> Tensor:
