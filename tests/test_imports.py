@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 LEVELS = [
     {"_version", "errors"},
     {"options", "photos", "selection", "superpixels", "terminal", "types"},
-    {"biases", "hooks", "image", "registry", "targets"},
+    {"biases", "hooks", "image", "registry", "relevance_rules", "swapped", "targets"},
     {"artifacts", "cams", "capture", "family", "heads", "perturb", "pixel_paths", "propagate", "relprop", "rules"},
     {"attention_paths", "contributions", "inquiry", "players"},
     {"labels", "methods", "metrics", "models", "render", "store"},
