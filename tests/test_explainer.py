@@ -75,6 +75,14 @@ def test_conformance(name, model, pixels, request):
     np.testing.assert_array_equal(explainer.attribute(pixels, target, name, **options).numpy(), relevance)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_double_precision_models_have_the_same_maps(name, vit, pixels):
+    target, options = target_for(name, [0, 1, 3]), quick(name)
+    single = Explainer(vit).explain(pixels, name, target, **options).relevance
+    double = Explainer(vit.double()).explain(pixels, name, target, **options).relevance
+    np.testing.assert_allclose(double, single, rtol=1e-3, atol=1e-3 * np.abs(single).max())
+
+
 def test_refusals_are_told_apart():
     assert says_what_works("gae", OptionError("no class token here; use patches instead"))
     assert says_what_works("gae", OptionError("no class token here: gradient_rollout has no need of one"))

@@ -541,6 +541,10 @@ def test_a_map_is_dominated_by_few_tokens_with_most_of_its_mass():
     peaked[0, 0, :2] = 150.0  # 300 of 498
     assert artifacts.dominated(norms, peaked).tolist() == [True]
     assert artifacts.dominated(norms, flat).tolist() == [False]
+    for share in (0.49, 0.51):
+        half = flat.clone()
+        half[0, 0, :2] = 99 * share / (1 - share)  # beside 198 patches of one
+        assert artifacts.dominated(norms, half).tolist() == [share > 0.5]
     elsewhere = flat.clone()
     elsewhere[0, 5, :2] = 150.0
     assert artifacts.dominated(norms, elsewhere).tolist() == [False]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 from small_models import CLASSES, GRID, PATCH, SIZE, SMALL, lively, small
 from timm.models.vision_transformer import VisionTransformer
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 from vit_explain import Contrast, Explainer
 from vit_explain.errors import OptionError
 from vit_explain.family import family_of
+from vit_explain.image import Preprocessing, prepare
 from vit_explain.inquiry import CHUNK, Subject
 from vit_explain.perturb import answers
+from vit_explain.superpixels import superpixels
 from vit_explain.targets import Target
 from vit_explain.types import Trace
 
@@ -143,6 +146,29 @@ def test_occlusion_paints_patches(name, fill, pixels):
         expected = occlusion_by_hand(model, pixels[image], fill, 2, probability=True)
         np.testing.assert_allclose(found.relevance[image], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     assert (found.facts["tokens_dropped"] == 0).all() and found.warnings == [[], []]
+
+
+def test_black_is_the_pictures_black(vit):
+    """As if the patch had been painted black in the picture itself, before its preprocessing."""
+    preprocessing = Preprocessing(SIZE, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    photo = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    found = Explainer(vit, preprocessing=preprocessing).explain(photo, "occlusion", TARGET, fill="black")
+
+    def score(picture: np.ndarray) -> float:
+        return plain(vit, torch.from_numpy(prepare(Image.fromarray(picture), preprocessing)[0]))
+
+    for row, column in np.ndindex(GRID):
+        painted = photo.copy()
+        painted[row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH] = 0
+        assert found.relevance[0, row, column] == pytest.approx(score(photo) - score(painted), rel=1e-3, abs=1e-6)
+
+
+def test_black_of_other_than_three_channels_is_not_known():
+    model = lively(VisionTransformer(**SMALL, in_chans=4))
+    for name in ("occlusion", "kernel_shap"):
+        with pytest.raises(OptionError, match="inputs of 4 channels is not known; take fill='darkest'"):
+            explained(model, torch.randn(1, 4, *SIZE), name, fill="black")
+    assert explained(model, torch.randn(1, 4, *SIZE), "occlusion", fill="darkest").relevance.any()
 
 
 def test_pixels_that_no_patch_covers_stay(pixels):
@@ -403,6 +429,103 @@ def test_players_are_rectangles_of_patches(few_pixels):
         np.testing.assert_allclose(alone, expected.sum() / 8, rtol=1e-4)
 
 
+def connected(group: set[int], columns: int) -> bool:
+    """Whether one can walk from any patch of the group to any other over sides."""
+    reached, rest = set(), [min(group)]
+    while rest:
+        patch = rest.pop()
+        if patch in group - reached:
+            reached.add(patch)
+            sides = [patch - columns, patch + columns]
+            rest += sides + [patch - 1] * (patch % columns > 0) + [patch + 1] * ((patch + 1) % columns > 0)
+    return reached == group
+
+
+def grown(colours: np.ndarray, seeds: list[int]) -> np.ndarray:
+    """Simple non-iterative clustering without a queue: of all open offers the cheapest, again and again."""
+    h, w, _ = colours.shape
+    flat = colours.reshape(h * w, -1)
+    deviation = np.sqrt(((flat - flat.mean(0)) ** 2).sum(1).mean())
+    owner, members = {}, [[] for _ in seeds]
+    offers = [(0.0, seed, number) for number, seed in enumerate(seeds)]
+    while len(owner) < h * w:
+        _, patch, number = offers.pop(offers.index(min(offers)))
+        if patch in owner:
+            continue
+        owner[patch] = number
+        members[number].append(patch)
+        colour = np.mean([flat[one] for one in members[number]], 0)
+        place = np.mean([divmod(one, w) for one in members[number]], 0)
+        for other in range(h * w):
+            if other not in owner and np.abs(np.subtract(divmod(other, w), divmod(patch, w))).sum() == 1:
+                far = ((flat[other] - colour) ** 2).sum() / deviation**2
+                far += ((np.array(divmod(other, w)) - place) ** 2).sum() / (h * w / len(seeds))
+                offers.append((far, other, number))
+    return np.array([owner[patch] for patch in range(h * w)]).reshape(h, w)
+
+
+def test_superpixels_grow_from_their_seeds():
+    """Against the same growth without a queue; the seeds of 2x3 rectangles on 6x9 patches are their middles."""
+    colours = torch.randn(6, 9, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    rectangles = (torch.arange(6)[:, None] // 3) * 3 + torch.arange(9) // 3
+    found = superpixels(colours, rectangles)
+    seeds = [row * 9 + column for row, column in itertools.product((1, 4), (1, 4, 7))]
+    np.testing.assert_array_equal(found, grown(colours.numpy(), seeds))
+    for scaled in (5 * colours + 2, colours.float()):  # contrast and brightness do not matter
+        np.testing.assert_array_equal(superpixels(scaled, rectangles), found)
+    assert len(found.unique()) == 6
+    assert all(connected(set(np.flatnonzero(found == number).tolist()), 9) for number in range(6))
+
+
+def test_superpixels_follow_edges_that_rectangles_cross():
+    """A slanted edge between two colours: no superpixel lies on both sides, though every row of rectangles does."""
+    side = torch.arange(12)[:, None] + 2 * torch.arange(12) < 17
+    colours = torch.stack([side.double(), 1 - side.double()], 2)
+    rectangles = (torch.arange(12)[:, None] // 3) * 4 + torch.arange(12) // 3
+    sides = [set(side[superpixels(colours, rectangles) == number].tolist()) for number in range(16)]
+    assert all(len(one) == 1 for one in sides)
+    assert any(len(set(side[rectangles == number].tolist())) == 2 for number in range(16))
+
+
+def test_superpixels_of_nothing_to_tell_apart():
+    flat = torch.full((4, 6, 3), 0.3)
+    each = torch.arange(24).view(4, 6)
+    np.testing.assert_array_equal(superpixels(torch.randn(4, 6, 3), each), each)  # every patch its own
+    assert not superpixels(flat, torch.zeros(4, 6, dtype=torch.long)).any()
+    halves = (torch.arange(6) // 3).expand(4, 6)
+    np.testing.assert_array_equal(superpixels(flat, halves), halves)
+
+
+@pytest.mark.parametrize("fill", ["drop", "mean"])
+def test_superpixels_may_be_players(fill, few_pixels):
+    """Each image has its own; their values are Shapley's, shared equally by their patches, and add up."""
+    model = tiny()
+    pictures = few_pixels * 0.1
+    pictures[0, :, :8, :24] += 2  # an L and what it encloses,
+    pictures[1, :, :, 24:] += 2  # and the last column
+    options = {"players": 2, "superpixels": True, "fill": fill}
+    found = explained(model, pictures, "kernel_shap", **options)
+    drawn = explained(model, pictures, "shapley_sampling", samples=400, **options)
+    rectangles = torch.tensor([[0, 0, 1, 1], [2, 2, 3, 3]])
+    for image in range(2):
+        patches = pictures[image].unflatten(1, (2, 8)).unflatten(3, (4, 8)).mean((2, 4)).permute(1, 2, 0)
+        players = superpixels(patches, rectangles).numpy()
+        assert (players != rectangles.numpy()).any()
+
+        def value(chosen: frozenset[int], image: int = image, players: np.ndarray = players) -> float:
+            return by_hand(model, pictures[image], np.isin(players, list(chosen)), fill)
+
+        shares = shapley_by_definition(value, 4) / np.bincount(players.flatten())
+        scale = np.abs(shares).max()
+        np.testing.assert_allclose(found.relevance[image], shares[players], rtol=1e-3, atol=1e-4 * scale)
+        np.testing.assert_allclose(drawn.relevance[image], shares[players], rtol=0, atol=0.1 * scale)
+        for each in (found, drawn):
+            whole = value(frozenset(range(4))) - value(frozenset())
+            assert each.relevance[image].sum() == pytest.approx(whole, rel=1e-3, abs=1e-5)
+    alone = explained(model, pictures[1], "kernel_shap", **options).relevance[0]
+    np.testing.assert_array_equal(alone, found.relevance[1])
+
+
 def test_sampling_converges(pixels):
     """More orders, less error: at sixteen times as many about a quarter, as the standard error says it."""
     model, picture = small("class token"), pixels[:1]
@@ -423,6 +546,12 @@ def test_values_add_up_on_every_model(name, model, pixels):
     np.testing.assert_allclose(found.relevance.astype(np.float64).sum((1, 2)), whole - none, rtol=0, atol=1e-6)
     assert (np.abs(found.facts["efficiency_gap"]) < 1e-6).all()
     np.testing.assert_allclose(whole, F.softmax(torch.from_numpy(found.logits), -1)[:, TARGET], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("players", [np.array([2, 3]), torch.tensor([2, 3]), [2], "tokens", 0, 2.5, True, None])
+def test_players_that_are_none_are_refused(players, few_pixels):
+    with pytest.raises(OptionError, match="players must be 'patches' or a whole number in"):
+        explained(tiny(), few_pixels, "kernel_shap", players=players)
 
 
 def test_too_few_subsets_are_named(few_pixels):

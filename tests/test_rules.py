@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vit_explain import Explainer
-from vit_explain.errors import OptionError
+from vit_explain.errors import ModelError, OptionError
 from vit_explain.rules import Rules
 
 LIBRA: dict[str, Any] = {
@@ -107,6 +107,35 @@ def test_convolutions_padded_by_name_are_refused():
     x, w = draw(1, 1, 4, 4).requires_grad_(), draw(1, 1, 2, 2)
     with Rules(conv_gamma=0.1), pytest.raises(OptionError, match="padded by name"):
         F.conv2d(x, w, padding="same")
+
+
+def test_attention_hidden_in_one_call_is_refused(vit: Any, pixels):
+    """Its linear layers and its softmax would go without their rules, and nobody would be told."""
+
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.MultiheadAttention(24, 3, batch_first=True)
+
+        def forward(self, x: Tensor, **_: Any) -> Tensor:
+            return self.inner(x, x, x, need_weights=False)[0]
+
+    vit.blocks[1].attn = Hidden()
+    for method in METHODS:
+        with pytest.raises(ModelError, match=r"hidden in one call; .* input_x_gradient"):
+            Explainer(vit).explain(pixels, method, 0)
+    assert Explainer(vit).explain(pixels, "input_x_gradient", 0).relevance.any()
+
+
+def test_large_gammas_of_sums_that_fill_half_precision():
+    """γ times a sum of sizes may be above 65504, the largest number of half precision; its share is not."""
+    x, w, options = draw(3, 64) * 20, draw(4, 64, seed=1), {"linear_gamma": 1000.0}
+    _, (expected,), incoming = swapped(lambda x: F.linear(x, w), options, x)
+    leaf = x.half().requires_grad_()
+    with Rules(**options):
+        out = F.linear(leaf, w.half())
+    (found,) = torch.autograd.grad(out, leaf, incoming.half())
+    torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, fused: bool) -> Tensor:
@@ -363,6 +392,25 @@ def test_libra_conserves_over_all_tokens(name, gamma, pixels):
     assert gap(model, pixels.double(), {**LIBRA, "linear_gamma": gamma, "conv_gamma": gamma}) < 1e-9
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("libra_grad", {}),
+        ("attn_lrp", {"attention": "detach"}),  # with its default γ
+        ("cp_lrp", {"linear_gamma": 0.2}),  # of an MLP that is linear in pieces
+    ],
+)
+def test_maps_sum_to_the_logit(method, options, pixels):
+    """Where no token is dropped from the map and nothing has a bias, what is shown is all of y."""
+    torch.manual_seed(0)
+    act_layer = nn.ReLU if method == "cp_lrp" else nn.GELU
+    model = without_biases(
+        lively(VisionTransformer(**SMALL, class_token=False, global_pool="avg", act_layer=act_layer))
+    )
+    found = Explainer(model).explain(pixels.double(), method, 1, **options)
+    np.testing.assert_allclose(found.relevance.sum((1, 2)), found.logits[:, 1], rtol=1e-4, atol=1e-5)
+
+
 def test_what_conserves_and_what_does_not(pixels):
     pixels = pixels.double()
     torch.manual_seed(0)
@@ -551,7 +599,7 @@ def shares_by_hooks(model: Any, pixels: Tensor, target: int) -> tuple[Tensor, Te
     for handle in handles:
         handle.remove()
     gradients = torch.autograd.grad(logit.sum(), [out for out, _ in outs], allow_unused=True)
-    shares, rest = torch.zeros(entered[0].shape[:2]), torch.zeros(len(pixels))
+    shares, rest = logit.new_zeros(entered[0].shape[:2]), logit.new_zeros(len(pixels))
     for (_, bias), gradient in zip(outs, gradients, strict=True):
         if gradient is not None:
             share = (bias * gradient).sum(-1).detach()
@@ -565,7 +613,8 @@ def shares_by_hooks(model: Any, pixels: Tensor, target: int) -> tuple[Tensor, Te
 @pytest.mark.parametrize("name", [*MODELS, "swiglu"])
 def test_libra_over_fullgrad_plus_by_hooks(name, pixels):
     torch.manual_seed(0)
-    model: Any = lively(ANATOMIES[name]())
+    model: Any = lively(ANATOMIES[name]()).double()
+    pixels = pixels.double()
     for block in model.blocks:
         if hasattr(block.attn, "q_bias"):  # added by a call that no module stands for, see below
             block.attn.q_bias = block.attn.k_bias = block.attn.v_bias = None
@@ -578,9 +627,7 @@ def test_libra_over_fullgrad_plus_by_hooks(name, pixels):
         handle.remove()
     terms = [(z * g).sum(-1).detach() for z, g in zip(seen, torch.autograd.grad(value.sum(), seen), strict=True)]
     # Completeness: the tokens, the biases' share in them, and the biases without a token are all there is.
-    torch.testing.assert_close(
-        (terms[0] + shares).sum(1) + rest, logit, rtol=1e-3, atol=1e-3 * float(logit.abs().max())
-    )
+    torch.testing.assert_close((terms[0] + shares).sum(1) + rest, logit, rtol=1e-9, atol=1e-9)
     same(
         Explainer(model).explain(pixels, "libra_grad", 2, over="fullgrad_plus").relevance,
         on_grid(model, torch.stack([*terms, shares]).sum(0)),

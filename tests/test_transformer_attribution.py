@@ -20,7 +20,8 @@ from vit_explain import Explainer
 from vit_explain.errors import ModelError, OptionError, TargetError
 from vit_explain.family import family_of
 from vit_explain.inquiry import Subject
-from vit_explain.relprop import RelevanceMode, attention_relevance, relevances, sum_rule
+from vit_explain.relevance_rules import attention_relevance, sum_rule
+from vit_explain.relprop import RelevanceMode, relevances
 from vit_explain.targets import Contrast, Target
 from vit_explain.types import ALL, Trace
 

@@ -51,7 +51,7 @@ def warned(trace: Trace, found: Attribution) -> Attribution:
     if trace.norms is None:
         return found
     grid, norms = trace.anatomy.grid, trace.norms[:, trace.anatomy.prefix :]
-    maps = found.map.detach().float()
+    maps = found.map.detach().float().to(norms.device)  # methods may work out the last step elsewhere
     if tuple(maps.shape[1:]) != grid:  # at the pixels
         height, width = trace.anatomy.covers
         maps = F.adaptive_avg_pool2d(maps[:, None, :height, :width].clamp_min(0), grid)[:, 0]

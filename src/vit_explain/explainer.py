@@ -214,7 +214,8 @@ class Explainer:
         read = anatomy.readout
         suffice = method.read_rows_suffice(**settings) and read.tokens and not (read.patches or read.attention)
         shortened = (len(anatomy.blocks) - 1, max(read.tokens) + 1) if suffice else None
-        subject, needs = Subject(self._plain, self.family, anatomy, tally), method.needed(settings)
+        subject = Subject(self._plain, self.family, anatomy, tally, self.preprocessing.black)
+        needs = method.needed(settings)
         trace, output = subject.look(pixels, needs, method.within(**settings), shortened=shortened)
         columns: Sequence[Sequence[Target | None]] = [[None] * len(pixels)]
         if wanted is None:

@@ -58,6 +58,11 @@ class Preprocessing:
         if not 0 < self.crop_pct < math.inf:
             raise OptionError(f"crop_pct must be above zero, usually between 0.8 and 1, not {self.crop_pct}")
 
+    @property
+    def black(self) -> tuple[float, ...]:
+        """What a black pixel becomes, one number a channel."""
+        return tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
+
 
 @dataclass(frozen=True)
 class Geometry:

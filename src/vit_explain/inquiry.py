@@ -51,6 +51,7 @@ class Subject:
     family: Family
     anatomy: Anatomy
     report: Report | None = None  # where methods of many forwards say how far they are
+    black: tuple[float, ...] = ()  # see ``types.Inquiry``
 
     def look(
         self,
@@ -108,6 +109,10 @@ class ModelInquiry:
     @property
     def room(self) -> int:
         return max(1, CHUNK // self.images)
+
+    @property
+    def black(self) -> tuple[float, ...]:
+        return self.subject.black
 
     def rows(self, kept: int | None = None) -> int:
         anatomy = self.subject.anatomy

@@ -52,7 +52,7 @@ class Option:
 
     def check(self, value: Any, method: str) -> Any:
         """The value, as the kind the method expects; an error that says what is allowed otherwise."""
-        if any(value == choice and type(value) is type(choice) for choice in self.choices):
+        if any(type(value) is type(choice) and value == choice for choice in self.choices):
             return value
         if value is None and type(None) in self.kinds:
             return None

@@ -1,4 +1,4 @@
-"""Perturbation: what becomes of y when parts of an image are left out; players and sampled masks for such methods.
+"""Perturbation: what becomes of y when parts of an image are left out.
 
 Images are worked on one after the other, so that an image's forwards, and with them its values to the last bit, are
 the same alone and in a batch. No more masked pictures exist at a time than one forward takes.
@@ -16,18 +16,17 @@ from torch import Tensor
 
 from .errors import OptionError
 from .options import Range
-from .types import Anatomy, Attribution, Inquiry, Trace
+from .types import Anatomy, Inquiry, Trace
 
 # How patches are left out. "drop": they are no tokens at all, as Naseer et al. (NeurIPS 2021) leave them out of a ViT.
 # The others paint over them: "mean" in the image's mean colour; "blur" with the image blurred to the size of a patch;
-# "zero" with zeros, which is the mean colour of the pictures that the preprocessing was made for; "darkest" with each
-# channel's lowest value in the image, since what is black cannot be known from normalised pixels. "auto": "drop" where
-# the model allows it, otherwise "mean" with a warning that says so.
-Fill = Literal["auto", "drop", "mean", "blur", "zero", "darkest"]
+# "zero" with zeros, which is the mean colour of the pictures that the preprocessing was made for; "black" with what the
+# preprocessing makes of black; "darkest" with each channel's lowest value in the image, for inputs that are not RGB.
+# "auto": "drop" where the model allows it, otherwise "mean" with a warning that says so.
+Fill = Literal["auto", "drop", "mean", "blur", "black", "zero", "darkest"]
 Score = Literal["probability", "logit"]  # of a class: its softmax probability or its logit
 Samples = Annotated[int, Range(2, 1e6)]
 Seed = Annotated[int, Range(0, 1e9)]
-Players = Annotated[int, Range(1, 256)] | Literal["patches"]  # rectangles of patches a side, or every patch
 
 
 def chosen_fill(trace: Trace, fill: Fill, *, none_kept: bool = False) -> tuple[Fill, list[list[str]]]:
@@ -115,9 +114,20 @@ def backdrop(trace: Trace, picture: Tensor, fill: Fill) -> Tensor:
     """What a picture (1, C, H, W) is painted over with; broadcasts to it."""
     if fill == "mean":
         return picture.mean((2, 3), keepdim=True)
+    if fill == "black":
+        return _black(trace, picture)
     if fill == "darkest":
         return picture.amin((2, 3), keepdim=True)
     return torch.zeros_like(picture[..., :1, :1]) if fill == "zero" else blurred(picture, patch_side(trace.anatomy))
+
+
+def _black(trace: Trace, picture: Tensor) -> Tensor:
+    black = trace.inquiry.black
+    if len(black) != picture.shape[1]:
+        raise OptionError(
+            f"what black is in inputs of {picture.shape[1]} channels is not known; take fill='darkest' instead"
+        )
+    return picture.new_tensor(black).view(1, -1, 1, 1)
 
 
 def patch_side(anatomy: Anatomy) -> float:
@@ -134,34 +144,6 @@ def blurred(picture: Tensor, sigma: float) -> Tensor:
     planes = F.conv2d(F.pad(planes, (0, 0, reach, reach), mode="replicate"), kernel.view(1, 1, -1, 1))
     planes = F.conv2d(F.pad(planes, (reach, reach, 0, 0), mode="replicate"), kernel.view(1, 1, 1, -1))
     return planes.transpose(0, 1)
-
-
-def player_of(grid: tuple[int, int], players: int | str) -> Tensor:
-    """(h, w) the number of the player that each patch belongs to: itself, or one of a few rectangles a side."""
-    rows, columns = (side if players == "patches" else min(int(players), side) for side in grid)
-    down = torch.arange(grid[0]) * rows // grid[0]
-    across = torch.arange(grid[1]) * columns // grid[1]
-    return down[:, None] * columns + across
-
-
-def play(trace: Trace, coalitions: Tensor, players: Tensor, fill: Fill, *, probability: bool) -> Tensor:
-    """v (B, n + 2) float64 on the CPU: of nobody, of the coalitions (n, players) in order, of everybody."""
-    nobody = torch.zeros(1, coalitions.shape[1], dtype=torch.bool)
-    keep = torch.cat([nobody, coalitions, ~nobody])[:, players]
-    return answers(trace, keep, fill, probability=probability).double().cpu()
-
-
-def shared_out(values: Tensor, players: Tensor, worth: Tensor, fill: Fill) -> Attribution:
-    """Players' values (B, players) as a map whose sum is theirs: a player's patches share its value equally.
-
-    ``worth`` (B, n + 2) as ``play`` gives it. ``efficiency_gap``: how far the map's sum is from what everybody is
-    worth less what nobody is, from rounding.
-    """
-    sizes = players.flatten().bincount()
-    found = (values / sizes)[:, players].float()
-    gap = found.double().sum((1, 2)) - (worth[:, -1] - worth[:, 0])
-    facts = {"score": worth[:, -1], "score_of_nothing": worth[:, 0], "efficiency_gap": gap}
-    return Attribution(found, facts | dropped_fact(fill, worth))
 
 
 def dropped_fact(fill: Fill, values: Tensor) -> dict[str, Tensor]:

@@ -18,6 +18,20 @@ from torch.overrides import TorchFunctionMode
 
 from .errors import OptionError
 from .options import Range
+from .swapped import (
+    Swapped,
+    constant,
+    constant_attention,
+    constant_softmax,
+    group_norm,
+    hidden,
+    layer_norm,
+    normalise,
+    rms_norm,
+    scaled,
+    stressed,
+    uniform_attention,
+)
 from .types import Trace
 
 Level = Literal["patches", "pixels"]
@@ -40,7 +54,7 @@ class Rules(TorchFunctionMode):
     ``activation``: "identity", ``f(x) = x · (f(x) / x)`` with the fraction a constant, for GELU and SiLU; a sigmoid,
     which elsewhere in a transformer is a gate, is a constant too (so quick GELU spelt out is covered).
     ``gate``: "half", a product of such an activation and another tensor gives half of its relevance to either.
-    ``linear_gamma``, ``conv_gamma``, ``epsilon``: of linear layers and 2-D convolutions, see ``_stressed``.
+    ``linear_gamma``, ``conv_gamma``, ``epsilon``: of linear layers and 2-D convolutions, see ``stressed``.
     """
 
     def __init__(
@@ -59,26 +73,26 @@ class Rules(TorchFunctionMode):
         self._identity = activation is not None
         self._weights: Tensor | None = None  # what the last softmax over scores returned
         self._activated: Tensor | None = None  # what the last activation returned
-        self._rules: dict[Any, Callable[..., Any]] = {}
+        self._rules: dict[Any, Callable[..., Any]] = {F.multi_head_attention_forward: hidden}
         if attention == "detach":
-            self._rules |= {F.scaled_dot_product_attention: _constant_attention}
-            self._rules |= dict.fromkeys(SOFTMAX, _constant_softmax)
+            self._rules |= {F.scaled_dot_product_attention: constant_attention}
+            self._rules |= dict.fromkeys(SOFTMAX, constant_softmax)
         elif attention == "uniform":
-            self._rules |= {F.scaled_dot_product_attention: _uniform_attention}
+            self._rules |= {F.scaled_dot_product_attention: uniform_attention}
             self._rules |= dict.fromkeys(SOFTMAX, self._uniform_softmax)
             self._rules |= dict.fromkeys(MATRIX_PRODUCT, self._uniform_product)
         if normalisation:
             self._rules |= {
-                F.layer_norm: _layer_norm,
-                F.group_norm: _group_norm,
-                F.rms_norm: _rms_norm,
-                F.normalize: _normalise,
+                F.layer_norm: layer_norm,
+                F.group_norm: group_norm,
+                F.rms_norm: rms_norm,
+                F.normalize: normalise,
             }
-            self._rules |= dict.fromkeys(RSQRT, _constant)  # norms spelt out multiply by 1 / std
+            self._rules |= dict.fromkeys(RSQRT, constant)  # norms spelt out multiply by 1 / std
         if activation or gate:
             self._rules |= dict.fromkeys((F.gelu, F.silu), self._activate)
         if activation:
-            self._rules |= dict.fromkeys(SIGMOID, _constant)
+            self._rules |= dict.fromkeys(SIGMOID, constant)
         if gate:
             self._rules |= dict.fromkeys(PRODUCT, self._gate)
         if linear_gamma or epsilon:
@@ -98,7 +112,7 @@ class Rules(TorchFunctionMode):
         if input.ndim != 4:
             return func(input, *args, **kwargs)
         # Half for attention as a factor of A v, and half for q and for k as factors of the scores.
-        weights = func(_scaled(input, 0.25), *args, **kwargs)
+        weights = func(scaled(input, 0.25), *args, **kwargs)
         self._weights = weights
         return weights
 
@@ -106,7 +120,7 @@ class Rules(TorchFunctionMode):
         if input is not self._weights:
             return func(input, other)
         self._weights = None
-        return func(input, _scaled(other, 0.5))
+        return func(input, scaled(other, 0.5))
 
     def _activate(self, func: Any, input: Tensor, **kwargs: Any) -> Tensor:
         if self._identity and input.requires_grad:
@@ -116,7 +130,7 @@ class Rules(TorchFunctionMode):
                 out = func(x, **kwargs)
                 return out, (out / x).masked_fill_(x == 0, 0.5)
 
-            activated: Any = _Swapped.apply(input, run, lambda gradient, slope: gradient * slope)
+            activated: Any = Swapped.apply(input, run, lambda gradient, slope: gradient * slope)
         else:
             activated = func(input, **kwargs)
         self._activated = activated
@@ -129,13 +143,13 @@ class Rules(TorchFunctionMode):
             # A vector of parameters that scales channels is no gate.
             if isinstance(factor, Tensor) and factor.shape == self._activated.shape and factor.requires_grad:
                 self._activated = None
-                return _scaled(product, 0.5)
+                return scaled(product, 0.5)
         return product
 
     def _linear(self, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if not input.requires_grad:
             return func(input, weight, bias)
-        return _stressed(func, torch.matmul, input, weight, bias, self.linear_gamma, self.epsilon)
+        return stressed(func, torch.matmul, input, weight, bias, self.linear_gamma, self.epsilon)
 
     def _convolution(
         self,
@@ -162,7 +176,7 @@ class Rules(TorchFunctionMode):
         def transposed(gradient: Tensor, w: Tensor) -> Tensor:
             return conv2d_input(size, w, gradient, *rest)
 
-        return _stressed(apply, transposed, input, weight, bias, self.conv_gamma, self.epsilon)
+        return stressed(apply, transposed, input, weight, bias, self.conv_gamma, self.epsilon)
 
 
 def relevance(trace: Trace, level: Level) -> Tensor:
@@ -179,170 +193,3 @@ def relevance(trace: Trace, level: Level) -> Tensor:
 def needed_at(level: Level) -> set[str]:
     """What a look must keep for ``relevance``."""
     return {"pixels"} if level == "pixels" else {"tokens"}
-
-
-class _Swapped(torch.autograd.Function):
-    """``run(x)[0]`` forwards; backwards ``rule(gradient, *run(x)[1:])``."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, run: Callable[..., tuple[Tensor, ...]], rule: Callable[..., Tensor]) -> Tensor:
-        out, *kept = run(x)
-        ctx.save_for_backward(*kept)
-        ctx.rule = rule
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.rule(*gradients, *ctx.saved_tensors), None, None
-
-
-def _scaled(x: Tensor, factor: float) -> Tensor:
-    """x, whose gradient will be multiplied by a factor."""
-    if not x.requires_grad:
-        return x
-    return _Swapped.apply(x, lambda x: (x.view_as(x),), lambda gradient: gradient * factor)  # type: ignore[return-value]
-
-
-def _constant(func: Any, *args: Any, **kwargs: Any) -> Tensor:
-    return func(*args, **kwargs).detach()
-
-
-# Attention -----------------------------------------------------------------------------------------------------------
-
-
-def _constant_attention(
-    func: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
-) -> Tensor:
-    mask = None if attn_mask is None else attn_mask.detach()
-    return func(query.detach(), key.detach(), value, mask, *args, **kwargs)
-
-
-def _uniform_attention(func: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    # See _uniform_softmax; scaling what goes in leaves the fused kernel as it is.
-    return func(_scaled(query, 0.25), _scaled(key, 0.25), _scaled(value, 0.5), *args, **kwargs)
-
-
-def _constant_softmax(func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return func(input.detach() if input.ndim == 4 else input, *args, **kwargs)
-
-
-# Normalisation: y = (x - mean) / std · weight + bias, where only the divisor is a constant ---------------------------
-
-
-def _layer_norm(
-    func: Any,
-    input: Tensor,
-    normalized_shape: Any,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    if not input.requires_grad:
-        return func(input, normalized_shape, weight, bias, eps)
-    dims = tuple(range(-len(normalized_shape), 0))
-
-    def run(x: Tensor) -> tuple[Tensor, ...]:
-        out, _, inverse = torch.native_layer_norm(x, normalized_shape, weight, bias, eps)
-        return out, inverse
-
-    def rule(gradient: Tensor, inverse: Tensor) -> Tensor:
-        gradient = _times(gradient, weight) * inverse
-        return gradient.sub_(gradient.mean(dims, keepdim=True))
-
-    return _Swapped.apply(input, run, rule)  # type: ignore[return-value]
-
-
-def _group_norm(
-    func: Any,
-    input: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    if not input.requires_grad:
-        return func(input, num_groups, weight, bias, eps)
-    images, channels = input.shape[:2]
-
-    def run(x: Tensor) -> tuple[Tensor, ...]:
-        positions = x[0, 0].numel()
-        out, _, inverse = torch.native_group_norm(
-            x.contiguous(), weight, bias, images, channels, positions, num_groups, eps
-        )
-        return out, inverse
-
-    def rule(gradient: Tensor, inverse: Tensor) -> Tensor:
-        scales = None if weight is None else weight.view(-1, *[1] * (gradient.ndim - 2))
-        grouped = _times(gradient, scales).reshape(images, num_groups, -1) * inverse[..., None]
-        return (grouped - grouped.mean(-1, keepdim=True)).view_as(gradient)
-
-    return _Swapped.apply(input, run, rule)  # type: ignore[return-value]
-
-
-def _rms_norm(
-    func: Any, input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
-    dims = tuple(range(-len(normalized_shape), 0))
-    least = torch.finfo(input.dtype).eps if eps is None else eps
-
-    def run(x: Tensor) -> tuple[Tensor, ...]:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return func(x, normalized_shape, weight, eps), (wide.square().mean(dims, keepdim=True) + least).rsqrt()
-
-    return _Swapped.apply(input, run, lambda gradient, inverse: _times(gradient, weight) * inverse)  # type: ignore[return-value]
-
-
-def _normalise(
-    func: Any, input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Tensor | None = None
-) -> Tensor:
-    def run(x: Tensor) -> tuple[Tensor, ...]:
-        length = torch.linalg.vector_norm(x, p, dim, keepdim=True).clamp_min(eps)
-        return x / length, length
-
-    return _Swapped.apply(input, run, lambda gradient, length: gradient / length)  # type: ignore[return-value]
-
-
-def _times(gradient: Tensor, weight: Tensor | None) -> Tensor:
-    """The product, in float32 at least: a mean of many half-precision numbers would not be one."""
-    wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-    return wide if weight is None else wide * weight
-
-
-# Linear layers and convolutions --------------------------------------------------------------------------------------
-
-
-def _stressed(
-    apply: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    transposed: Callable[[Tensor, Tensor], Tensor],
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gamma: float,
-    epsilon: float,
-) -> Tensor:
-    """``z_k = Σ_i x_i w_ik + b_k`` whose contributions of z_k's own sign are stressed, in proportion 1 + γ to 1.
-
-    ``R_i = Σ_k (p_ik + γ p_ik^±) / (z_k + γ Σ_j p_jk^± + ε sign z_k) · R_k`` with ``p_ik = x_i w_ik``, the bias among
-    the summands, and ± the sign of z_k. For inputs x ≥ 0 and z_k > 0 that is the γ-rule with weights ``w + γ w⁺`` of
-    Montavon et al. 2019; inputs of both signs need the general form of Andéol et al. 2021, else denominators vanish.
-
-    As ``p⁺ = (p + |p|) / 2`` and ``p⁻ = (p - |p|) / 2``, one product with ``|x|`` and ``|w|`` is all that comes on top.
-    """
-    half = gamma / 2
-
-    def run(x: Tensor) -> tuple[Tensor, ...]:
-        out = apply(x, weight, bias)
-        size = out.abs()
-        whole = size * (1 + half) + epsilon
-        if gamma:
-            whole += apply(x.abs(), weight.abs(), None if bias is None else bias.abs()) * half
-        share = size.div_(whole.clamp_min_(torch.finfo(whole.dtype).tiny)).copysign_(out)
-        return (out, share, x) if gamma else (out, share)
-
-    def rule(gradient: Tensor, share: Tensor, x: Tensor | None = None) -> Tensor:
-        found = transposed(gradient * share.abs(), weight)
-        if x is not None:
-            found = found * (1 + half) + transposed(gradient * share, weight.abs()) * x.sign() * half
-        return found
-
-    return _Swapped.apply(input, run, rule)  # type: ignore[return-value]

@@ -152,6 +152,11 @@ class Inquiry(Protocol):
         """Rows of one image that a forward should take, so that batches stay as large as others."""
         ...
 
+    @property
+    def black(self) -> tuple[float, ...]:
+        """What a black pixel is in the model's input, one number a channel; empty where that is not known."""
+        ...
+
     def rows(self, kept: int | None = None) -> int:
         """Rows that a forward of ``probe`` takes, where only so many patches are kept as tokens."""
         ...

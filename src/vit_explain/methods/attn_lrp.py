@@ -51,7 +51,7 @@ def attn_lrp(
     ``level``: "patches", of the tokens that enter the first block, (B, h, w), prefix tokens dropped; "pixels", of the
     model's input, (B, H, W). ``attention``: "detach" gives queries and keys nothing, as the authors' code does for
     vision transformers; without biases y is then conserved. ``linear_gamma``, ``conv_gamma``: contributions of a
-    linear layer (a convolution) that have its output's sign count 1 + γ times (see ``rules``). The paper uses this
+    linear layer (a convolution) that have its output's sign count 1 + γ times (see ``swapped``). The paper uses this
     rule for vision transformers because maps are noisy without it; it searches γ on a grid, and the defaults lie in
     the grid of the authors' example. They suit no model in particular: γ must be tuned for every one. Any γ doubles
     the cost of the layers that it concerns; with 0 a look costs one plain forward and backward. ``epsilon`` is added

@@ -27,7 +27,9 @@ def globenc(trace: Trace) -> Tensor:
     The paper is about BERT, whose layer norms lie behind the residual: there each contribution is also scaled by both
     norms of a block. In a ViT they lie before attention and before the MLP, where W_V's input already went through
     the first, and nothing scales the residual stream, so there is nothing to add. As in the paper, what the MLP does
-    to contributions is left out.
+    to contributions is left out. The authors' code multiplies the norms as they are; behind a norm all tokens are about
+    equally long, but in a ViT's residual stream long tokens would outweigh all others, so rows are divided by their
+    sums, as rollout and ALTI do it.
     """
 
     def norms(number: int, rows: slice) -> Iterator[tuple[slice, slice, Tensor]]:

@@ -8,7 +8,8 @@ from math import comb
 import torch
 from torch import Tensor
 
-from ..perturb import Fill, Players, Samples, Score, Seed, chosen_fill, play, player_of, shared_out
+from ..perturb import Fill, Samples, Score, Seed, chosen_fill
+from ..players import Players, play, players_of, shared_out
 from ..registry import method
 from ..types import Attribution, Trace
 
@@ -26,6 +27,7 @@ def kernel_shap(
     trace: Trace,
     *,
     players: Players = 7,
+    superpixels: bool = False,
     samples: Samples = 512,
     fill: Fill = "auto",
     score: Score = "probability",
@@ -39,11 +41,12 @@ def kernel_shap(
     Otherwise the smallest and the largest are taken whole as far as ``samples`` goes, as the authors' code does; the
     others come in random pairs with their complements (Covert and Lee, AISTATS 2021), sizes in the proportion of w.
 
-    ``players``: rectangles a side, whose patches share their value equally, or ``"patches"`` for each of its own;
-    these are no superpixels: they do not follow the picture's edges. Papers that treat all 196 patches as players take
-    10,000 subsets and many more (Covert, Kim and Lee, ICLR 2023). ``samples``: subsets, one forward each.
+    ``players``: how many a side, or ``"patches"`` for each patch of its own, which needs many more ``samples``. Players
+    are rectangles of patches, or with ``superpixels`` connected patches of similar colour that follow the picture's
+    edges, as many of them (see ``superpixels``). The patches of a player share its value equally. ``samples``: subsets,
+    one forward each.
     """
-    numbers = player_of(trace.anatomy.grid, players)
+    numbers = players_of(trace, players, follow_edges=superpixels)
     count = int(numbers.max()) + 1
     fill, warnings = chosen_fill(trace, fill, none_kept=True)
     coalitions, weights = _subsets(count, samples, seed)

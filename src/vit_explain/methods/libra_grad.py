@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..attention_paths import column_sums, plain
 from ..errors import OptionError
 from ..registry import method
 from ..rules import Level, Rules, needed_at, relevance
-from ..types import Layer, Trace
+from ..types import Trace
 
 Over = Literal["input_x_gradient", "attcat", "fullgrad_plus"]
 ALSO = {"input_x_gradient": set(), "attcat": {"attention", "tokens"}, "fullgrad_plus": {"biases", "tokens"}}
@@ -49,7 +50,9 @@ def libra_grad(trace: Trace, *, over: Over = "input_x_gradient", level: Level = 
         raise OptionError(f"libra_grad: over={over!r} speaks of tokens; at the pixels there is 'input_x_gradient'")
     terms = _input_times_gradient(trace)
     if over == "attcat":
-        weighted = (received(layer) * term for layer, term in zip(trace.layers, terms, strict=True))
+        # What a token receives of a layer's attention, on average over heads and queries.
+        received = (column_sums(layer, plain) / (layer.shape[1] * layer.shape[2]) for layer in trace.layers)
+        weighted = (share * term for share, term in zip(received, terms, strict=True))
         return trace.patches(torch.stack(list(weighted)).sum(0))
     assert trace.biases is not None
     return trace.patches(torch.stack([*terms, trace.biases.float()]).sum(0))
@@ -59,12 +62,3 @@ def _input_times_gradient(trace: Trace) -> Iterator[Tensor]:
     """``Σ_channels Z_l ⊙ ∂y/∂Z_l`` (B, N) of the tokens that enter block l, first to last."""
     for tokens, gradient in zip(trace.tokens[:-1], trace.token_gradients[:-1], strict=True):
         yield (tokens.float() * gradient.float()).sum(-1)
-
-
-def received(layer: Layer) -> Tensor:
-    """Mean over heads and queries of what each token gets of a layer's attention: (B, M)."""
-    batch, heads, queries, keys = layer.shape
-    total = torch.zeros(batch, keys, device=layer.device)
-    for images, rows in layer.blocks():
-        total[images] += layer.attention(images, rows).sum((1, 2))
-    return total / (heads * queries)

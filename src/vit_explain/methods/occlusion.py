@@ -36,9 +36,9 @@ def occlusion(
     fill, warnings = chosen_fill(trace, fill, none_kept=window >= max(h, w))
     nothing = torch.zeros(1, h, w, dtype=torch.bool)
     y = answers(trace, ~torch.cat([nothing, hidden]), fill, probability=score == "probability")
-    fall = (y[:, :1] - y[:, 1:]).unsqueeze(-1)
-    spread = hidden.flatten(1).to(y)
-    values = (fall * spread).sum(1) / spread.sum(0)
+    fall, spread = y[:, :1] - y[:, 1:], hidden.flatten(1).to(y)
+    # Image by image: a product of all images at once may round otherwise than that of one.
+    values = torch.stack([own @ spread for own in fall]) / spread.sum(0)
     return Attribution(values.unflatten(1, (h, w)), {"score": y[:, 0]} | dropped_fact(fill, y), warnings)
 
 

@@ -7,7 +7,8 @@ from typing import Annotated
 import torch
 
 from ..options import Range
-from ..perturb import Fill, Players, Score, Seed, chosen_fill, play, player_of, shared_out
+from ..perturb import Fill, Score, Seed, chosen_fill
+from ..players import Players, play, players_of, shared_out
 from ..registry import method
 from ..types import Attribution, Trace
 
@@ -23,6 +24,7 @@ def shapley_sampling(
     trace: Trace,
     *,
     players: Players = 7,
+    superpixels: bool = False,
     samples: Annotated[int, Range(1, 1e6)] = 10,
     fill: Fill = "auto",
     score: Score = "probability",
@@ -36,11 +38,12 @@ def shapley_sampling(
     (Mitchell et al., JMLR 2022). ``standard_error``: of a player's value, the root mean square over the players, from
     how pairs of orders differ.
 
-    ``players``: rectangles a side, whose patches share their value equally, or ``"patches"`` for each of its own;
-    these are no superpixels: they do not follow the picture's edges. ``samples``: orders; each takes a forward for
+    ``players``: how many a side, or ``"patches"`` for each patch of its own. Players are rectangles of patches, or with
+    ``superpixels`` connected patches of similar colour that follow the picture's edges, as many of them (see
+    ``superpixels``). The patches of a player share its value equally. ``samples``: orders; each takes a forward for
     every player but one, 48 for the default's 49.
     """
-    numbers = player_of(trace.anatomy.grid, players)
+    numbers = players_of(trace, players, follow_edges=superpixels)
     count = int(numbers.max()) + 1
     fill, warnings = chosen_fill(trace, fill, none_kept=True)
     generator = torch.Generator().manual_seed(seed)

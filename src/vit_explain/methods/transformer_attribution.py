@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ..attention_paths import accumulate, fused_rows, on_tokens, reading, start_of
 from ..registry import method
-from ..relprop import RelevanceMode, attention_relevance, relevances
+from ..relevance_rules import attention_relevance
+from ..relprop import RelevanceMode, relevances
 from ..types import Layer, Trace
 
 
