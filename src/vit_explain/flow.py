@@ -1,13 +1,13 @@
 """Maximum flow through stacked attention to every input token, exactly and with a certificate for each.
 
-The graph, its source, sinks and cuts are those of ``flow_cuts``. For each sink a cheap cut (an upper bound) is proved to
-be the cheapest by a flow that fills it (a lower bound), or replaced:
+Graph, source, sinks and cuts are those of ``flow_cuts``. For each sink a cheap cut (an upper bound) is proved to be the
+cheapest by a flow that fills it (a lower bound), or replaced:
 
 1. All edges over the cut are taken as full. What is left falls into two parts that have nothing to do with each other:
-   the source's side has to deliver what leaves over the cut, and the sink's side has to carry it away. So dense layers of
-   edges over the cut never reach the solver.
-2. Both parts are solved on a sparse *skeleton* of their edges, in whole numbers rounded down; a flow there is one in the
-   full graph. If both are full, up to rounding, the cut is proved to be the cheapest.
+   the source's side has to deliver what leaves over the cut, and the sink's side has to carry it away. So the dense
+   layers of edges over the cut never reach the solver.
+2. Both parts are solved on a sparse *skeleton* of their edges, in whole numbers: capacities over the cut rounded up,
+   all others down. If both fill the cut, so they do in the full graph, and the cut is proved to be the cheapest.
 3. If not, the solver's own minimum cuts are priced in the full graph. A cheaper one replaces the cut. Otherwise the
    skeleton lacks edges that lead over them, and the largest are added, for later sinks, too.
 
@@ -31,7 +31,7 @@ GROUP = 256  # sinks whose first cuts are searched together
 FEWEST = 256  # edges that a skeleton is extended by, twice as many in each further round for the same sink
 COVER = 4  # times the gap between the bounds that added edges should close
 WHOLE = np.iinfo(np.int32).max  # the solver counts in 32 bits
-CHEAPER = 1 - 1e-9  # a cut that is cheaper by less is no progress, but rounding
+CHEAPER = 1 - 1e-13  # a cut that is cheaper by less is no progress, but rounding
 
 SOURCE_CUT, SINK_CUT, OTHER_CUT = range(3)
 
@@ -69,7 +69,7 @@ def maximum_flows(supply: Floats, matrices: Floats, largest: int = LARGEST) -> F
 
 
 def _flows(supply: Floats, matrices: Floats, largest: int) -> Flows:
-    levels, tokens = matrices.shape[:2]
+    tokens = len(supply)
     skeleton = _Skeleton(supply, matrices, largest)
     flows = Flows(np.zeros(tokens), np.zeros(tokens), np.full(tokens, OTHER_CUT, np.int8))
     for first in range(0, tokens, GROUP):
@@ -116,63 +116,58 @@ class _Skeleton:
         column = self.matrices[-1][:, sink]
         lower, edges = 0.0, FEWEST
         while value > 0:
-            ends = not cut.any() or bool(cut.all())
-            flow, network, result = self._solve(sink, column, value, cut)
-            lower = max(lower, flow)
-            # Each of about N edges over the cut, in each part, may lose up to one in rounding, and those inside too.
-            enough = (2 if ends else 4) * self.tokens / WHOLE * value
-            if value - lower <= enough:
+            short, rounding, network, flow = self._solve(sink, column, value, cut)
+            lower = max(lower, value - short)
+            if not short:
                 break
-            from_source, to_sink = self._reached(network, result)
+            from_source, to_sink = self._reached(network, flow)
             cuts = np.stack([cut & from_source, cut | from_source, cut & ~to_sink, cut | ~to_sink], 1)
             found = costs(self.supply, self.matrices, np.broadcast_to(column, (4, self.tokens)), cuts.astype(float))
             best = found.argmin()
             if found[best] < value * CHEAPER:
                 value, cut = float(found[best]), cuts[:, best]
-                if value - lower <= enough:
-                    break
-            elif not sum([self._extend(sink, cut, other, value - lower, edges) for other in cuts.swapaxes(0, 1)]):
+            elif short <= rounding or not sum(
+                [self._extend(sink, cut, other, short, edges) for other in cuts.swapaxes(0, 1)]
+            ):
                 break
             else:
                 edges *= 2
         return value, min(lower, value), cut
 
-    def _solve(self, sink: int, column: Floats, value: float, cut: NDArray[np.bool_]) -> tuple[float, csr_array, csr_array]:
-        """A flow of the full graph, the network that was solved and what flows in it, with all over the cut full."""
-        own = np.arange(self.tokens, dtype=np.int32)
-        bottom = self.source - self.tokens
-        parts = [(self.source, own, self.supply), (bottom + own, self.source + 1, column)]
-        known = 0.0  # what crosses the cut next to the source and next to the sink, less what is counted twice
-        parted = bool(cut.any()) and not cut.all()
-        if parted:
-            known = self.supply[~cut[0]].sum() + column[cut[-1]].sum() - value
-            for level in range(self.levels - 1):
-                upper, lower = cut[level], ~cut[level + 1]
-                if upper.any() and lower.any():
-                    matrix, first = self.matrices[level], level * self.tokens
-                    parts.append((first + own, self.source + 1, (matrix @ lower) * upper))
-                    parts.append((self.source, first + self.tokens + own, (upper @ matrix) * lower))
-            side = cut.ravel()
-            inside = side[self.tails] == side[self.heads]
-            parts.append((self.tails[inside], self.heads[inside], self.capacities[inside]))
-        else:
-            parts.append((self.tails, self.heads, self.capacities))
-        missing = ~self.present[:, :, sink]
-        if parted:
-            missing &= cut[:-1] == cut[1:, sink, None]
-        level, tail = np.nonzero(missing)
-        upper = level * self.tokens
-        parts.append((upper + tail, upper + self.tokens + sink, self.matrices[level, tail, sink]))
-        tails, heads, capacities = (
-            np.concatenate([np.broadcast_to(part[place], part[2].shape) for part in parts]) for place in range(3)
+    def _solve(
+        self, sink: int, column: Floats, value: float, cut: NDArray[np.bool_]
+    ) -> tuple[float, float, csr_array, csr_array]:
+        """By how much the two parts fail to fill the cut, what rounding may do, the network and what flows in it."""
+        own, tokens = np.arange(self.tokens), self.tokens
+        source, target = self.source, self.source + 1
+        # (from, to, capacities, which of them are over the cut)
+        parts = [(source, own, self.supply, ~cut[0]), (source - tokens + own, target, column, cut[-1])]
+        for level in range(self.levels - 1):
+            upper, lower = cut[level], ~cut[level + 1]
+            if upper.any() and lower.any():
+                matrix, first = self.matrices[level], level * tokens
+                parts.append((first + own, target, (matrix @ lower) * upper, upper))
+                parts.append((source, first + tokens + own, (upper @ matrix) * lower, lower))
+        side = cut.ravel()
+        inside = side[self.tails] == side[self.heads]
+        parts.append((self.tails[inside], self.heads[inside], self.capacities[inside], False))
+        level, tail = np.nonzero(~self.present[:, :, sink] & (cut[:-1] == cut[1:, sink, None]))
+        upper = level * tokens
+        parts.append((upper + tail, upper + tokens + sink, self.matrices[level, tail, sink], False))
+        tails, heads, capacities, over = (
+            np.concatenate([np.broadcast_to(part[place], part[2].shape) for part in parts]) for place in range(4)
         )
-        scale = WHOLE / (value * (1 + parted))
-        counts = (np.minimum(capacities, value) * scale).astype(np.int32)
+        halves = 1 if cut.all() or not cut.any() else 2
+        scale = (WHOLE - halves * len(side)) / (halves * value)
+        counts = np.minimum(capacities, value) * scale
+        # A flow that fills an edge over the cut beyond its capacity can be cut down to just that.
+        counts = np.where(over, np.ceil(counts), counts).astype(np.int32)
         used = counts > 0
-        nodes = (self.source + 2, self.source + 2)
-        network = csr_array((counts[used], (tails[used].astype(np.int32), heads[used].astype(np.int32))), shape=nodes)
-        result = maximum_flow(network, self.source, self.source + 1)
-        return result.flow_value / scale + known, network, result.flow
+        places = (tails[used].astype(np.int32), heads[used].astype(np.int32))
+        network = csr_array((counts[used], places), shape=(target + 1, target + 1))
+        result = maximum_flow(network, source, target)
+        short = int(counts[over].sum(dtype=np.int64)) - int(result.flow_value)
+        return short / scale, 2 * halves * tokens / scale, network, result.flow
 
     def _reached(self, network: csr_array, flow: csr_array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """(m, N) each: tokens that more could still flow to from the source, and from which to the sink."""

@@ -1,12 +1,12 @@
 """Cuts through stacked attention: what they cost, and cheap cuts to begin with.
 
-Tokens stand on m levels. A source gives token i of level 0 at most ``supply[i]``; token i of level l gives token k of the
-next at most ``matrices[l, i, k]``; the last matrix leads to the input tokens, of which one, the sink, is asked for. A cut
-says of every token on every level whether it stays on the source's side. It costs the capacity that leads from that side
-to the sink's, and no flow is larger than a cut is dear.
+Tokens stand on m levels. A source gives token i of level 0 at most ``supply[i]``; token i of level l gives token k of
+the next at most ``matrices[l, i, k]``; the last matrix leads to the input tokens, of which one, the sink, is asked for.
+A cut says of every token on every level whether it stays on the source's side. It costs the capacity that leads from
+that side to the sink's, and no flow is larger than any cut's cost.
 
-Labels are (m, J, N) numbers, 1 on the source's side and else 0, of J cuts for sinks whose columns of the last matrix are
-``columns`` (J, N); costs are (J,).
+Labels are (m, J, N) numbers, 1 on the source's side and else 0, of J cuts for sinks whose columns of the last matrix
+are ``columns`` (J, N); costs are (J,).
 """
 
 from __future__ import annotations
