@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 # A name stands for a module, or for every module of a package. Later lines may import earlier ones, never each other.
 LEVELS = [
     {"_version", "errors"},
-    {"options", "photos", "selection", "superpixels", "terminal", "types"},
-    {"biases", "hooks", "image", "registry", "relevance_rules", "swapped", "targets"},
+    {"flow_cuts", "options", "photos", "selection", "superpixels", "terminal", "types"},
+    {"biases", "flow", "hooks", "image", "registry", "relevance_rules", "swapped", "targets"},
     {"artifacts", "cams", "capture", "family", "heads", "perturb", "pixel_paths", "propagate", "relprop", "rules"},
     {"attention_paths", "contributions", "inquiry", "players"},
     {"labels", "methods", "metrics", "models", "render", "store"},
