@@ -356,13 +356,14 @@ def gated_attention() -> nn.Module:
     return model
 
 
-GATED: dict[str, Callable[[], nn.Module]] = {
+OTHERS: dict[str, Callable[[], nn.Module]] = {
     "swiglu": lambda: Eva(**SMALL, use_rot_pos_emb=True, swiglu_mlp=True),
     "swiglu with a norm": lambda: Eva(**SMALL, swiglu_mlp=True, scale_mlp=True, scale_attn_inner=True),
+    "a norm before the blocks": lambda: VisionTransformer(**SMALL, pre_norm=True),
     "rms norms": lambda: VisionTransformer(**SMALL, norm_layer=RmsNorm, qk_norm=True),
     "gated attention": gated_attention,
 }
-ANATOMIES = {**MODELS, **GATED}
+ANATOMIES = {**MODELS, **OTHERS}
 
 
 def relevance_of_tokens(model: Any, pixels: Tensor, rules: dict[str, Any], target: int = 1) -> tuple[Tensor, Tensor]:
@@ -424,7 +425,7 @@ def test_what_conserves_and_what_does_not(pixels):
     assert gap(smooth, pixels, ATTN) > 1e-3  # the softmax
     assert gap(smooth, pixels, {**LIBRA, "epsilon": 0.1}) > 1e-3  # what ε absorbs
     assert gap(lively(VisionTransformer(**SMALL)).double(), pixels, LIBRA) > 1e-3  # what biases absorb
-    gated = without_biases(lively(GATED["swiglu"]()))
+    gated = without_biases(lively(OTHERS["swiglu"]()))
     assert gap(gated, pixels, {**LIBRA, "gate": None}) > 1e-3
 
 
@@ -610,10 +611,14 @@ def shares_by_hooks(model: Any, pixels: Tensor, target: int) -> tuple[Tensor, Te
     return shares, rest, logit.detach()
 
 
-@pytest.mark.parametrize("name", [*MODELS, "swiglu"])
+@pytest.mark.parametrize("name", [*MODELS, "swiglu", "a norm before the blocks"])
 def test_libra_over_fullgrad_plus_by_hooks(name, pixels):
     torch.manual_seed(0)
     model: Any = lively(ANATOMIES[name]()).double()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.bias.copy_(draw(len(module.bias)) * 0.1)
     pixels = pixels.double()
     for block in model.blocks:
         if hasattr(block.attn, "q_bias"):  # added by a call that no module stands for, see below

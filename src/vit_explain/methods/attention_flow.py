@@ -36,9 +36,9 @@ def attention_flow(
 
     Token i of block l and token j of the block below are joined by a pipe of capacity ``Ã_l[i, j]``, with
     ``Ã = rownorm(discard(fuse_h A) + I)`` as in rollout. The map is the maximum flow between each patch, alone, and the
-    head: (B, h, w), the raw values, between 0 and 1; the paper divides them by their sum. The head draws from each token
-    no more than the weight it reads it with. That is no limit where it reads a single token, as in the paper; for heads
-    that read a mean of tokens or through a pooling attention it is this package's reading of the paper.
+    head: (B, h, w), the raw values, between 0 and 1; the paper divides them by their sum. The head draws from each
+    token no more than the weight it reads it with. That is no limit where it reads a single token, as in the paper; for
+    heads that read a mean of tokens, or through a pooling attention, it is this package's reading of the paper.
 
     ``last_blocks``: how many blocks, counted from the last, the pipes go through; all of them where there are fewer, or
     with ``None``, as in the paper. In ViTs the full depth is degenerate: early blocks could carry far more than one
