@@ -20,7 +20,7 @@ LEVELS = [
     {"biases", "hooks", "image", "registry", "targets"},
     {"artifacts", "cams", "capture", "family", "heads", "perturb", "pixel_paths", "propagate", "relprop", "rules"},
     {"attention_paths", "contributions", "inquiry"},
-    {"labels", "methods", "metrics", "models", "render", "store"},
+    {"catalogue", "labels", "methods", "metrics", "models", "render", "store"},
     {"explanation", "loading"},
     {"explainer"},
     {"evaluate", "original", "report", "runs"},

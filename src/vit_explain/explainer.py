@@ -215,7 +215,8 @@ class Explainer:
         suffice = method.read_rows_suffice(**settings) and read.tokens and not (read.patches or read.attention)
         shortened = (len(anatomy.blocks) - 1, max(read.tokens) + 1) if suffice else None
         subject, needs = Subject(self._plain, self.family, anatomy, tally), method.needed(settings)
-        trace, output = subject.look(pixels, needs, method.within(**settings), shortened=shortened)
+        within = method.within(**settings) if method.within else None
+        trace, output = subject.look(pixels, needs, within, shortened=shortened)
         columns: Sequence[Sequence[Target | None]] = [[None] * len(pixels)]
         if wanted is None:
             if tally is not None:
