@@ -16,12 +16,13 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 # A name stands for a module, or for every module of a package. Later lines may import earlier ones, never each other.
 LEVELS = [
     {"_version", "errors"},
-    {"options", "photos", "selection", "terminal", "types"},
+    {"options", "paper", "photos", "ranks", "selection", "terminal", "types"},
     {"biases", "hooks", "image", "registry", "targets"},
     {"artifacts", "cams", "capture", "family", "heads", "perturb", "pixel_paths", "propagate", "relprop", "rules"},
     {"attention_paths", "contributions", "inquiry"},
-    {"catalogue", "labels", "methods", "metrics", "models", "render", "store"},
-    {"explanation", "loading"},
+    {"catalogue", "labels", "methods", "metrics", "models", "render", "sharing", "store"},
+    {"charts", "explanation", "loading"},
+    {"comparison"},
     {"explainer"},
     {"evaluate", "original", "report", "runs"},
     {"arguments", "web"},

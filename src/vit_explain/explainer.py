@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from . import methods  # noqa: F401  registers the methods
 from ._version import __version__
-from .artifacts import warned
-from .errors import ImageError, ModelError, TargetError
+from .errors import CaptureError, ImageError, ModelError, TargetError
 from .explanation import Explanation
 from .family import family_of, unwrap
 from .image import Geometry, Preprocessing, denormalise, prepare
@@ -26,10 +25,8 @@ from .inquiry import CHUNK, Subject, Tally, finite
 from .loading import DEFAULT_MODEL, load_model
 from .photos import DEFAULT_MAX_PIXELS, load_image
 from .registry import METHODS, Method, choose_method, find
+from .sharing import DIFFERENTIATED, Asked, Result, SharedLook, all_needs, groups
 from .targets import Target, resolve, spread
-from .types import Attribution
-
-DIFFERENTIATED = {"gradient", "graph", "pixels", "probe"}  # needs that autograd, or a later look, serves
 
 
 @dataclasses.dataclass(eq=False)
@@ -38,23 +35,6 @@ class _Prepared:
     photos: list[NDArray[np.uint8]]
     geometries: list[Geometry]
     sources: list[str]
-
-
-@dataclasses.dataclass(eq=False)
-class _Result:
-    """Maps (R, h, w) and what each row of them is about; image-major where an image has several targets."""
-
-    maps: Tensor
-    logits: Tensor  # (images, classes)
-    targets: list[Target | None]
-    covers: tuple[int, int]
-    facts: dict[str, Tensor]
-    warnings: list[list[str]]
-
-    @property
-    def image_of(self) -> list[int]:
-        each = len(self.targets) // len(self.logits)
-        return [row // each for row in range(len(self.targets))]
 
 
 class Explainer:
@@ -112,29 +92,10 @@ class Explainer:
         ``progress``: called as ``progress(done, total)`` by methods that take many forwards; what it raises ends them.
         """
         began = time.perf_counter()
-        chosen, settings = self._method(method, target, options)
+        asked = self._asked(method, target, options, progress)
         prepared = self._prepare(images, max_pixels)
-        result = self._run(prepared.pixels, chosen, target, settings, progress)
-        return Explanation(
-            relevance=result.maps.cpu().numpy(),
-            image_of=result.image_of,
-            targets=[one.name if one else "" for one in result.targets],
-            target_numbers=[one.index if one else None for one in result.targets],
-            logits=result.logits.cpu().numpy(),
-            labels=self.labels,
-            method=chosen.name,
-            signed=chosen.signed,
-            options=settings,
-            model=self.model_name,
-            photos=prepared.photos,
-            # The grid may cover less than the input (sizes that patches do not divide), or its padding.
-            geometries=[dataclasses.replace(one, input=result.covers) for one in prepared.geometries],
-            sources=prepared.sources,
-            facts={name: values.numpy() for name, values in result.facts.items()},
-            warnings=result.warnings,
-            seconds=time.perf_counter() - began,
-            versions=_versions(),
-        )
+        results, _ = self._run(prepared.pixels, [asked], target)
+        return self._explanation(asked, results[asked.name], prepared, time.perf_counter() - began)
 
     def attribute(
         self,
@@ -149,109 +110,101 @@ class Explainer:
 
         Rows are images, or with K targets an image, the K rows of the first image, then those of the second.
         """
-        chosen, settings = self._method(method, target, options)
-        maps = self._run(_checked_pixels(inputs), chosen, target, settings, progress).maps
+        asked = self._asked(method, target, options, progress)
+        results, _ = self._run(_checked_pixels(inputs), [asked], target)
+        maps = results[asked.name].maps
         # A tensor made in inference mode could not be part of a caller's own graph.
         return (maps.clone() if maps.is_inference() else maps).to(inputs.device)
 
-    def _method(self, method: str | None, target: Any, options: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
+    def _asked(
+        self, method: str | None, target: Any, options: dict[str, Any], progress: Callable[[int, int], None] | None
+    ) -> Asked:
         chosen = find(choose_method(method, target))
         if target is not None and not chosen.class_specific:
             raise TargetError(
                 f"{chosen.name} does not depend on a class: leave the target out or choose another method"
             )
-        return chosen, chosen.settings(options)
+        return Asked(chosen, chosen.settings(options), None if progress is None else Tally(progress))
 
-    def _run(
-        self,
-        pixels: Tensor,
-        method: Method,
-        target: Any,
-        settings: dict[str, Any],
-        progress: Callable[[int, int], None] | None,
-    ) -> _Result:
-        images = len(pixels)
-        tally = Tally(progress) if progress is not None else None
-        wanted = spread("top1" if target is None else target, images) if method.class_specific else None
-        # Whatever mode the caller is in: inside torch.inference_mode() nothing could be differentiated, and outside
-        # of it what is never differentiated takes longer.
-        with torch.inference_mode(not DIFFERENTIATED & method.needed(settings)), torch.no_grad():
-            parts = [
-                self._chunk(
-                    pixels[first : first + CHUNK],
-                    method,
-                    wanted and wanted[first : first + CHUNK],
-                    settings,
-                    tally,
-                    left=images - first,
-                )
-                for first in range(0, images, CHUNK)
-            ]
-        if len({len(part.targets) / len(part.logits) for part in parts}) != 1:
-            raise TargetError("every image needs the same number of targets")
-        return _Result(
-            maps=torch.cat([part.maps for part in parts]),
-            logits=torch.cat([part.logits for part in parts]),
-            targets=[one for part in parts for one in part.targets],
-            covers=parts[0].covers,
-            facts={name: torch.cat([part.facts[name] for part in parts]) for name in parts[0].facts},
-            warnings=[one for part in parts for one in part.warnings],
+    def _explanation(self, asked: Asked, result: Result, prepared: _Prepared, seconds: float) -> Explanation:
+        return Explanation(
+            relevance=result.maps.cpu().numpy(),
+            image_of=result.image_of,
+            targets=[one.name if one else "" for one in result.targets],
+            target_numbers=[one.index if one else None for one in result.targets],
+            logits=result.logits.cpu().numpy(),
+            labels=self.labels,
+            method=asked.name,
+            signed=asked.method.signed,
+            options=asked.settings,
+            model=self.model_name,
+            photos=prepared.photos,
+            # The grid may cover less than the input (sizes that patches do not divide), or its padding.
+            geometries=[dataclasses.replace(one, input=result.covers) for one in prepared.geometries],
+            sources=prepared.sources,
+            facts={name: values.numpy() for name, values in result.facts.items()},
+            warnings=result.warnings,
+            seconds=seconds,
+            versions=_versions(),
         )
 
-    def _chunk(
-        self,
-        pixels: Tensor,
-        method: Method,
-        wanted: list[Any] | None,
-        settings: dict[str, Any],
-        tally: Tally | None,
-        left: int,
-    ) -> _Result:
+    def _run(
+        self, pixels: Tensor, asked: Sequence[Asked], target: Any, refused: dict[str, str] | None = None
+    ) -> tuple[dict[str, Result], float]:
+        """What each method says, by name, and the seconds of the looks that several of them shared.
+
+        ``refused``: see ``SharedLook``; without it the first refusal is raised.
+        """
+        found: dict[str, Result] = {}
+        shared, waiting = 0.0, groups(asked)
+        while waiting:
+            group = waiting.pop(0)
+            try:
+                results, seconds = self._together(pixels, group, target, refused)
+            except (CaptureError, ModelError) as error:
+                if refused is None:
+                    raise
+                if len(group) > 1:  # no look serves them all, so each gets its own, or its own reason
+                    waiting[:0] = [[one] for one in group]
+                else:
+                    refused[group[0].name] = str(error)
+                continue
+            found |= results
+            if len(group) == 1:
+                group[0].seconds += seconds
+            else:
+                shared += seconds
+        return found, shared
+
+    def _together(
+        self, pixels: Tensor, group: Sequence[Asked], target: Any, refused: dict[str, str] | None
+    ) -> tuple[dict[str, Result], float]:
+        """What methods that share a look say, and the seconds of the look."""
+        images, seconds = len(pixels), 0.0
+        classes = any(one.method.class_specific for one in group)
+        wanted = spread("top1" if target is None else target, images) if classes else None
+        parts: list[dict[str, Result]] = []
+        # Whatever mode the caller is in: inside torch.inference_mode() nothing could be differentiated, and outside
+        # of it what is never differentiated takes longer.
+        with torch.inference_mode(not DIFFERENTIATED & all_needs(group)), torch.no_grad():
+            for first in range(0, images, CHUNK):
+                look = SharedLook(*self._subject(pixels[first : first + CHUNK]), group, refused)
+                columns = self._columns(wanted[first : first + CHUNK], look.logits) if wanted else []
+                parts.append(look.results(columns, images - first))
+                seconds += look.seconds
+        return {name: Result.joined([part[name] for part in parts]) for name in parts[-1]}, seconds
+
+    def _subject(self, pixels: Tensor) -> tuple[Subject, Tensor]:
+        """The model at this input size, and the pixels as it takes them."""
         reference = next((p for p in self._plain.parameters() if p.is_floating_point()), pixels)
         pixels = pixels.to(reference.device, reference.dtype, copy=pixels.is_inference())
         channels, height, width = pixels.shape[1:]
-        anatomy = self.family.anatomy(self._plain, (channels, height, width))
-        read = anatomy.readout
-        suffice = method.read_rows_suffice(**settings) and read.tokens and not (read.patches or read.attention)
-        shortened = (len(anatomy.blocks) - 1, max(read.tokens) + 1) if suffice else None
-        subject, needs = Subject(self._plain, self.family, anatomy, tally), method.needed(settings)
-        within = method.within(**settings) if method.within else None
-        trace, output = subject.look(pixels, needs, within, shortened=shortened)
-        columns: Sequence[Sequence[Target | None]] = [[None] * len(pixels)]
-        if wanted is None:
-            if tally is not None:
-                tally.begin(left / len(pixels))
-            found = [_attribution(method.run(trace, **settings))]
-        else:
-            if self.family.classes(self._plain) == 0 and not all(callable(one) for row in wanted for one in row):
-                raise TargetError(f"{self.model_name} has no classifier head: give a function of its output as target")
-            columns = targets = resolve(wanted, trace.logits, self.labels)
-            found = []
-            for number, column in enumerate(targets):
-                more = number < len(targets) - 1
-                if tally is not None:
-                    tally.begin(left * len(targets) / len(pixels) - number)
-                about = subject.about(trace, output, column, needs, keep_graph=more)
-                found.append(_attribution(method.run(about, **settings)))
-        found = [warned(trace, one) for one in found]
-        # What a model without a head returns are features, which nobody should read as scores of classes.
-        scores = trace.logits if self.family.classes(self._plain) else trace.logits[:, :0]
-        rows = [(image, number) for image in range(len(pixels)) for number in range(len(columns))]
-        maps = torch.stack([one.map.detach().float() for one in found], 1).flatten(0, 1)
-        size = (int(maps.shape[1]), int(maps.shape[2]))
-        if size not in (anatomy.grid, (height, width)):
-            raise ModelError(f"{method.name} returned maps of {size}, neither the patch grid nor the pixels")
-        return _Result(
-            maps,
-            scores,
-            targets=[columns[number][image] for image, number in rows],
-            covers=anatomy.covers if size == anatomy.grid else (height, width),
-            facts={
-                name: torch.stack([one.facts[name].float() for one in found], 1).flatten().cpu()
-                for name in found[0].facts
-            },
-            warnings=[found[number].warnings[image] if found[number].warnings else [] for image, number in rows],
-        )
+        return Subject(self._plain, self.family, self.family.anatomy(self._plain, (channels, height, width))), pixels
+
+    def _columns(self, wanted: list[list[Any]], logits: Tensor) -> list[list[Target]]:
+        if self.family.classes(self._plain) == 0 and not all(callable(one) for row in wanted for one in row):
+            raise TargetError(f"{self.model_name} has no classifier head: give a function of its output as target")
+        return resolve(wanted, logits, self.labels)
 
     def _prepare(self, images: Any, max_pixels: int) -> _Prepared:
         if isinstance(images, Tensor):
@@ -301,10 +254,6 @@ def _checked_pixels(pixels: Tensor) -> Tensor:
     if not finite(pixels):
         raise ImageError("the pixels are not finite (NaN or infinity)")
     return pixels.detach()
-
-
-def _attribution(found: Tensor | Attribution) -> Attribution:
-    return found if isinstance(found, Attribution) else Attribution(found)
 
 
 def _versions() -> dict[str, str]:
