@@ -51,6 +51,18 @@ def test_normalise() -> None:
             normalise(wrong, signed=False)
 
 
+def test_a_few_peaks_do_not_hide_the_rest() -> None:
+    ramp = np.arange(100.0).reshape(10, 10)
+    np.testing.assert_allclose(normalise(ramp, False), np.minimum(1, ramp / 98))  # two of a hundred share the top
+    peak = np.full((10, 10), 0.01)
+    peak[3, 4] = 1.01
+    peak[5, 5] = 0.06  # one of the 98 % beside the only peak: shown as a fifth, not as another peak
+    shown = normalise(peak, False)
+    assert shown[3, 4] == 1 and shown[5, 5] == pytest.approx(0.05 * 4) and shown[0, 0] == 0
+    signed = normalise(ramp - 50, True)
+    np.testing.assert_allclose(signed, np.clip(0.5 + 0.5 * (ramp - 50) / 49, 0, 1))
+
+
 @pytest.mark.parametrize("name", [UNSIGNED_COLORMAP, SIGNED_COLORMAP, "jet", "viridis"])
 def test_colorize_is_matplotlibs_table(name: str) -> None:
     heat = np.linspace(0, 1, 256).reshape(16, 16)

@@ -19,6 +19,9 @@ SIGNED_COLORMAP = "RdBu_r"
 STRIP_PIXELS = 2**20  # what is worked on at a time, so that a large photo needs no large floats
 LONGEST, SHORTEST, ENLARGED = 640, 48, 320  # a panel's longest side, its shortest, and what tiny photos grow to
 
+# The share of a map's places that may all be shown as the strongest, and how far the strongest may be cut for it.
+PEAKS, CLIPPED = 0.02, 4
+
 # Half of an even map's relevance needs half of its area. Beyond this share no place can be called special.
 EVEN_SHARE = 0.4
 # Half of the relevance within this distance of its centre, in picture sides, is one place; further apart, several.
@@ -33,8 +36,10 @@ REGIONS = (
 def normalise(relevance: NDArray[np.floating], signed: bool) -> NDArray[np.float32]:
     """Each map (..., gh, gw) to [0, 1] for display.
 
-    Unsigned: ``(r - min r) / (max r - min r)``, zeros where the map is constant. Signed: ``0.5 + 0.5 r / max |r|``, so
-    that zero relevance is 0.5. Raises ImageError for values that are not finite.
+    Unsigned: ``min(1, (r - min r) / s)``, zeros where the map is constant. Signed: ``0.5 + 0.5 r / s``, clipped, so
+    that zero relevance is 0.5. s is what the strongest 2 % of places reach, and at least a quarter of what the
+    strongest does: a few peaks should not hide the rest, nor noise beside a single peak look like relevance. Maps of
+    fewer than 51 places lose nothing to it. Raises ImageError for values that are not finite.
     """
     values = np.asarray(relevance, dtype=np.float64)
     if values.ndim < 2 or 0 in values.shape:
@@ -42,8 +47,10 @@ def normalise(relevance: NDArray[np.floating], signed: bool) -> NDArray[np.float
     if not np.isfinite(values).all():
         raise ImageError("relevance has values that are not finite; explain in float32 or with another method")
     low = np.zeros(1) if signed else values.min((-2, -1), keepdims=True)
-    span = np.abs(values - low).max((-2, -1), keepdims=True)
-    scaled = np.divide(values - low, span, out=np.zeros_like(values), where=span > 0)
+    size = np.abs(values - low)
+    reached = np.quantile(size, 1 - PEAKS, (-2, -1), method="higher", keepdims=True)
+    span = np.maximum(reached, size.max((-2, -1), keepdims=True) / CLIPPED)
+    scaled = np.divide(values - low, span, out=np.zeros_like(values), where=span > 0).clip(-1, 1)
     return (0.5 + 0.5 * scaled if signed else scaled).astype(np.float32)
 
 
