@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from vit_explain import list_methods
-from vit_explain.catalogue import PATENT_NOTE, as_dict, by_family, page, passes
-from vit_explain.registry import FAMILIES, METHODS, NEEDS, method
+from vit_explain.catalogue import PATENT_NOTE, as_dict, page, passes
+from vit_explain.errors import OptionError
+from vit_explain.registry import FAMILIES, METHODS, NEEDS, by_family, choose_methods, method
 
 PAGE = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^### (\w+)\n\n(.*?)(?=^##|\Z)", PAGE, re.DOTALL | re.MULTILINE))
@@ -53,6 +54,21 @@ def test_families_are_in_order_and_complete():
         "attention × gradient",
         "perturbation",
     ]
+
+
+def test_words_stand_for_lists_of_methods():
+    everything = [found.name for found in choose_methods(["all"])]
+    assert sorted(everything) == sorted(METHODS)
+    assert everything == [found.name for _, members in by_family(METHODS.values()) for found in members]
+    fast = [found.name for found in choose_methods(["fast"])]
+    assert fast == [name for name in everything if METHODS[name].forwards == 1 and METHODS[name].backwards <= 1]
+    assert {"rollout", "gradcam", "legrad"} <= set(fast) and not {"rise", "fullgrad", "tam"} & set(fast)
+    assert [found.name for found in choose_methods(["rise", "gae", "rise"])] == ["rise", "gae"]
+    assert [found.name for found in choose_methods(["fast", "rise"])] == [*fast, "rise"]
+    with pytest.raises(OptionError, match="no method 'fats'; near matches: "):
+        choose_methods(["rollout", "fats"])
+    with pytest.raises(OptionError, match="at least one method"):
+        choose_methods([])
 
 
 def test_facts_for_json():

@@ -20,14 +20,14 @@ LEVELS = [
     {"biases", "hooks", "image", "registry", "targets"},
     {"artifacts", "cams", "capture", "family", "heads", "perturb", "pixel_paths", "propagate", "relprop", "rules"},
     {"attention_paths", "contributions", "inquiry"},
-    {"catalogue", "labels", "methods", "metrics", "models", "render", "sharing", "store"},
+    {"catalogue", "inputs", "labels", "methods", "metrics", "models", "render", "sharing", "store"},
     {"charts", "explanation", "loading"},
     {"comparison"},
     {"explainer"},
     {"evaluate", "original", "report", "runs"},
     {"arguments", "web"},
     {"commands.explain", "commands.methods", "commands.models", "commands.original"},
-    {"commands.sweep"},  # takes the options of commands.explain
+    {"commands.compare", "commands.sweep"},  # take the options of commands.explain
     {"cli"},
     {"__main__"},
 ]

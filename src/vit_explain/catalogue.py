@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .registry import FAMILIES, NEEDS, Method
+from .registry import NEEDS, Method, by_family
 
 PATENTED = "relevance propagation"
 PATENT_NOTE = (
@@ -14,13 +14,6 @@ PATENT_NOTE = (
     "relevance propagation (LRP) is a patented technology that may be used free of charge only for personal and "
     "scientific purposes. Whoever uses these methods commercially should check. This is not legal advice."
 )
-
-
-def by_family(methods: Iterable[Method]) -> list[tuple[str, list[Method]]]:
-    """The methods in the order of ``FAMILIES``, by name within each; families without any are left out."""
-    found = sorted(methods, key=lambda method: method.name)
-    grouped = [(family, [method for method in found if method.family == family]) for family in FAMILIES]
-    return [(family, members) for family, members in grouped if members]
 
 
 def passes(method: Method) -> str:

@@ -6,35 +6,28 @@ import dataclasses
 import functools
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from . import methods  # noqa: F401  registers the methods
+from . import methods as _registers_them  # noqa: F401
 from ._version import __version__
-from .errors import CaptureError, ImageError, ModelError, TargetError
+from .comparison import Comparison
+from .errors import CaptureError, ModelError, OptionError, TargetError
 from .explanation import Explanation
 from .family import family_of, unwrap
-from .image import Geometry, Preprocessing, denormalise, prepare
-from .inquiry import CHUNK, Subject, Tally, finite
+from .image import Preprocessing
+from .inputs import Inputs, checked_pixels, read
+from .inquiry import CHUNK, Subject, Tally
 from .loading import DEFAULT_MODEL, load_model
-from .photos import DEFAULT_MAX_PIXELS, load_image
-from .registry import METHODS, Method, choose_method, find
+from .photos import DEFAULT_MAX_PIXELS
+from .registry import METHODS, Method, choose_method, choose_methods, find
 from .sharing import DIFFERENTIATED, Asked, Result, SharedLook, all_needs, groups
 from .targets import Target, resolve, spread
-
-
-@dataclasses.dataclass(eq=False)
-class _Prepared:
-    pixels: Tensor
-    photos: list[NDArray[np.uint8]]
-    geometries: list[Geometry]
-    sources: list[str]
 
 
 class Explainer:
@@ -93,9 +86,65 @@ class Explainer:
         """
         began = time.perf_counter()
         asked = self._asked(method, target, options, progress)
-        prepared = self._prepare(images, max_pixels)
+        prepared = read(images, self.preprocessing, max_pixels)
         results, _ = self._run(prepared.pixels, [asked], target)
         return self._explanation(asked, results[asked.name], prepared, time.perf_counter() - began)
+
+    def compare(
+        self,
+        images: Any,
+        methods: str | Sequence[str] = "fast",
+        target: Any = None,
+        *,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> Comparison:
+        """Explain images by several methods, with one look at them for all methods that can share it.
+
+        Maps are those of ``explain`` one by one, up to rounding. ``images``, ``max_pixels``: as there. ``methods``: a
+        list of names; "fast" stands for all that take one forward and at most one backward, "all" for all.
+        ``target``: for the methods that depend on a class. ``options``: keywords of each method, by its name.
+        ``progress``: called as ``progress(method, done, total)`` with 0 done when a method begins, and then as in
+        ``explain``. Methods that cannot explain this model are left out, their reasons in ``refused``; where none can,
+        the first reason is raised.
+        """
+        chosen = choose_methods([methods] if isinstance(methods, str) else methods)
+        options = options or {}
+        for name in options:
+            if name not in [method.name for method in chosen]:
+                raise OptionError(f"options are given for {name!r}, which is not among the methods to compare")
+        if target is not None and not any(method.class_specific for method in chosen):
+            raise TargetError("none of these methods depends on a class: leave the target out or add another method")
+        asked = [
+            Asked(
+                method,
+                method.settings(dict(options.get(method.name, {}))),
+                None if progress is None else Tally(partial(progress, method.name)),
+                None if progress is None else partial(progress, method.name, 0, method.forwards),
+            )
+            for method in chosen
+        ]
+        prepared = read(images, self.preprocessing, max_pixels)
+        refused: dict[str, str] = {}
+        if target is None and self.family.classes(self._plain) == 0:
+            refused = {method.name: self._headless for method in chosen if method.class_specific}
+            asked = [one for one in asked if one.name not in refused]
+        results, look_seconds = self._run(prepared.pixels, asked, target, refused)
+        if not results:
+            raise ModelError(next(iter(refused.values())))
+        anatomy = self._subject(prepared.pixels[:1])[0].anatomy
+        return Comparison(
+            {
+                one.name: self._explanation(one, results[one.name], prepared, one.seconds)
+                for one in asked
+                if one.name in results
+            },
+            refused,
+            look_seconds,
+            anatomy.grid,
+            anatomy.covers,
+        )
 
     def attribute(
         self,
@@ -111,7 +160,7 @@ class Explainer:
         Rows are images, or with K targets an image, the K rows of the first image, then those of the second.
         """
         asked = self._asked(method, target, options, progress)
-        results, _ = self._run(_checked_pixels(inputs), [asked], target)
+        results, _ = self._run(checked_pixels(inputs), [asked], target)
         maps = results[asked.name].maps
         # A tensor made in inference mode could not be part of a caller's own graph.
         return (maps.clone() if maps.is_inference() else maps).to(inputs.device)
@@ -126,7 +175,7 @@ class Explainer:
             )
         return Asked(chosen, chosen.settings(options), None if progress is None else Tally(progress))
 
-    def _explanation(self, asked: Asked, result: Result, prepared: _Prepared, seconds: float) -> Explanation:
+    def _explanation(self, asked: Asked, result: Result, prepared: Inputs, seconds: float) -> Explanation:
         return Explanation(
             relevance=result.maps.cpu().numpy(),
             image_of=result.image_of,
@@ -201,35 +250,14 @@ class Explainer:
         channels, height, width = pixels.shape[1:]
         return Subject(self._plain, self.family, self.family.anatomy(self._plain, (channels, height, width))), pixels
 
+    @property
+    def _headless(self) -> str:
+        return f"{self.model_name} has no classifier head: give a function of its output as target"
+
     def _columns(self, wanted: list[list[Any]], logits: Tensor) -> list[list[Target]]:
         if self.family.classes(self._plain) == 0 and not all(callable(one) for row in wanted for one in row):
-            raise TargetError(f"{self.model_name} has no classifier head: give a function of its output as target")
+            raise TargetError(self._headless)
         return resolve(wanted, logits, self.labels)
-
-    def _prepare(self, images: Any, max_pixels: int) -> _Prepared:
-        if isinstance(images, Tensor):
-            pixels = _checked_pixels(images)
-            height, width = pixels.shape[2:]
-            photos = [
-                denormalise(one.float().cpu().numpy(), self.preprocessing.mean, self.preprocessing.std)
-                for one in pixels
-            ]
-            geometries = [Geometry.identity(height, width)] * len(pixels)
-            return _Prepared(pixels, photos, geometries, ["tensor"] * len(pixels))
-        if isinstance(images, np.ndarray) and images.ndim == 4:
-            images = list(images)
-        if not isinstance(images, (list, tuple)):
-            images = [images]
-        if not images:
-            raise ImageError("there are no images to explain")
-        pictures = [load_image(source, max_pixels) for source in images]
-        ready = [prepare(picture, self.preprocessing) for picture in pictures]
-        return _Prepared(
-            pixels=torch.from_numpy(np.stack([pixels for pixels, _ in ready])),
-            photos=[np.asarray(picture) for picture in pictures],
-            geometries=[geometry for _, geometry in ready],
-            sources=[str(source) if isinstance(source, (str, Path)) else type(source).__name__ for source in images],
-        )
 
 
 def explain(
@@ -242,18 +270,6 @@ def explain(
 def list_methods() -> list[Method]:
     """Every registered method, by name."""
     return [METHODS[name] for name in sorted(METHODS)]
-
-
-def _checked_pixels(pixels: Tensor) -> Tensor:
-    if pixels.ndim == 3:
-        pixels = pixels.unsqueeze(0)
-    if pixels.ndim != 4 or not pixels.is_floating_point() or not len(pixels):
-        raise ImageError(
-            f"a preprocessed tensor is (B, C, H, W) floating point, not {tuple(pixels.shape)} {pixels.dtype}"
-        )
-    if not finite(pixels):
-        raise ImageError("the pixels are not finite (NaN or infinity)")
-    return pixels.detach()
 
 
 def _versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -152,6 +152,24 @@ def method(
 def choose_method(name: str | None, target: Any) -> str:
     """As the original project has it: no class means attention rollout, a class means gradient rollout."""
     return name or ("rollout" if target is None else "gradient_rollout")
+
+
+def by_family(methods: Iterable[Method]) -> list[tuple[str, list[Method]]]:
+    """The methods in the order of ``FAMILIES``, by name within each; families without any are left out."""
+    found = sorted(methods, key=lambda method: method.name)
+    grouped = [(family, [method for method in found if method.family == family]) for family in FAMILIES]
+    return [(family, members) for family, members in grouped if members]
+
+
+def choose_methods(names: Sequence[str]) -> list[Method]:
+    """Each method once, in the order named. ``"all"`` stands for every method, by family, and ``"fast"`` for those
+    that take one forward and at most one backward."""
+    everything = [method for _, members in by_family(METHODS.values()) for method in members]
+    lists = {"all": everything, "fast": [method for method in everything if method.fast]}
+    chosen = {method.name: method for name in names for method in lists.get(name) or [find(name)]}
+    if not chosen:
+        raise OptionError('name at least one method, or "fast" or "all"')
+    return list(chosen.values())
 
 
 def find(name: str) -> Method:

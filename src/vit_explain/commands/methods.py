@@ -22,9 +22,9 @@ def methods(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/methods.md.")] = False,
 ) -> int:
     """List the methods by family; with names, what each means, its paper, its cost in passes, its options."""
-    from ..catalogue import as_dict, by_family, details, page, passes
+    from ..catalogue import as_dict, details, page, passes
     from ..explainer import list_methods
-    from ..registry import find
+    from ..registry import by_family, find
 
     if markdown and (names or as_json):
         raise OptionError("--markdown prints the page of all methods, and nothing goes with it")
