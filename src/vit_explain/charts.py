@@ -46,7 +46,7 @@ def gallery(
 
 def _columns(count: int, width: int, height: int) -> int:
     """So many that the whole is about half as wide again as high; a few stand in one row."""
-    return count if count <= 6 else min(count, max(1, round(math.sqrt(1.5 * count * height / width))))
+    return count if count <= 6 else min(count, math.ceil(math.sqrt(1.5 * count * height / width)))
 
 
 def matrix(
@@ -58,7 +58,7 @@ def matrix(
     """
     font, small = get_font(14), get_font(12)
     count = len(names)
-    cell = min(64, max(38, 480 // count))
+    cell = min(64, max(42, 480 // count))
     reserve = math.ceil(max(font.getlength(name) for name in names)) + 10
     side = reserve + count * cell
     width = max(side + 2 * GAP, 560)
@@ -76,7 +76,7 @@ def matrix(
             colour = tuple(int(part) for part in colours[row, column]) if known[row, column] else NOTHING
             sheet.draw.rectangle((x, y, x + cell - 2, y + cell - 2), fill=colour)
             text = f"{values[row, column]:.2f}" if known[row, column] else "–"
-            ink = PAPER if _luminance(colour) < 110 else INK
+            ink = PAPER if _luminance(colour) < 128 else INK
             sheet.draw.text((x + cell / 2 - 1, middle - 1), text, fill=ink, font=small, anchor="mm")
     for number, line in enumerate(notes):
         sheet.draw.text((GAP, sheet.top + side + 8 + number * LINE), line, fill=SOFT, font=font)

@@ -105,7 +105,9 @@ class Comparison:
 
     def agreement_picture(self) -> Image.Image:
         """``agreement()`` as a matrix of colours and numbers."""
-        return charts.matrix(self.agreement(), self.names, f"Agreement: {self.title(0)}", AGREEMENT_NOTE)
+        model = self.explanations[self.names[0]].model
+        about = self.title(0) if self.rows == 1 else f"{model}, mean over {self.rows} images and targets"
+        return charts.matrix(self.agreement(), self.names, f"Agreement: {about}", AGREEMENT_NOTE)
 
     def title(self, row: int = 0) -> str:
         """Photo, model and target in a line."""
@@ -174,4 +176,6 @@ class Comparison:
 
 def seconds(value: float) -> str:
     """A time in as many digits as anyone wants to know."""
+    if value < 0.1:
+        return f"{1000 * value:.0f} ms"
     return f"{value:.2f} s" if value < 10 else f"{value:.0f} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,10 @@ def resized(image: Image.Image, size: tuple[int, int], smooth: bool = False) -> 
 
 @functools.lru_cache(maxsize=16)
 def get_font(size: int) -> Any:
-    return ImageFont.load_default(size=size)
+    """Matplotlib's own font: Pillow's knows no letters beyond English ones, and class names may have them."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def broken(text: str, font: Any, width: float, most: int) -> list[str]:
