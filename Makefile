@@ -9,13 +9,14 @@ PHOTO_NAME = $(basename $(notdir $(PHOTO)))
 # -e keeps the checkout in use, so only what is listed here makes an installation stale.
 SETUP := pyproject.toml constraints.txt src/vit_explain/_version.py
 
-.PHONY: help demo test slow lint format bench constraints clean
+.PHONY: help demo test slow lint format docs bench constraints clean
 
 help:
 	@echo "make demo    install, then explain $(PHOTO) with the bundled model; pictures in demo/"
 	@echo "make test    install, then lint, type check and test"
 	@echo "make slow    the tests that take minutes"
 	@echo "make bench   speed and memory beside the plain model and the original script"
+	@echo "make docs    write docs/methods.md from the methods themselves"
 	@echo "make lint | format | constraints | clean"
 
 demo: $(VENV)/.installed
@@ -40,6 +41,11 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed
+	@mkdir -p docs
+	$(BIN)/vit-explain methods --markdown > docs/methods.md.part
+	@mv docs/methods.md.part docs/methods.md
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench.py

@@ -17,11 +17,14 @@ import pytest
 from PIL import Image
 
 from vit_explain import __version__, explainer, list_methods
+from vit_explain.catalogue import passes
 from vit_explain.cli import main, said_in_one_line
 from vit_explain.commands import explain as explain_command
 from vit_explain.commands.original import original
+from vit_explain.registry import FAMILIES
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 FILES = ["explanation.npz", "manifest.json", "overlay.png", "side_by_side.png"]
 
 
@@ -321,8 +324,29 @@ class TestLists:
     def test_methods(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["methods"]) == 0
         said = capsys.readouterr().out
+        lines = said.splitlines()
+        for family in FAMILIES:
+            assert family in lines
         for method in list_methods():
-            assert method.name in said and all(option in said for option in method.options)
+            (line,) = [line for line in lines if line.split()[0:1] == [method.name] and method.summary in line]
+            assert passes(method) in line and lines.index(method.family) < lines.index(line)
+
+    def test_methods_by_name(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["methods", "rollout", "cp_lrp"]) == 0
+        said = capsys.readouterr().out
+        for method in list_methods():
+            assert (method.means in said) == (method.name in ("rollout", "cp_lrp"))
+            if method.means in said:
+                assert method.does_not_mean in said and method.paper in said
+                assert all(f"{option} = " in said for option in method.options)
+        assert "patented" in said and "not legal advice" in said
+        assert main(["methods", "rolout"]) == 2
+        assert "near matches: rollout" in capsys.readouterr().err
+
+    def test_methods_as_a_page(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["methods", "--markdown"]) == 0
+        assert capsys.readouterr().out == (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+        assert main(["methods", "--markdown", "rollout"]) == 2
 
     def test_methods_as_json(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["methods", "--json"]) == 0
@@ -330,6 +354,9 @@ class TestLists:
         assert found.keys() == {method.name for method in list_methods()}
         assert found["rollout"]["backwards"] == 0 and not found["rollout"]["class_specific"]
         assert found["gradient_rollout"]["options"]["discard_ratio"]["default"] == 0.0
+        assert all(method["means"] and method["does_not_mean"] and method["family"] for method in found.values())
+        assert main(["methods", "rise", "--json"]) == 0
+        assert [method["name"] for method in json.loads(capsys.readouterr().out)] == ["rise"]
 
     def test_models(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["models"]) == 0

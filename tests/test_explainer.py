@@ -93,6 +93,8 @@ def test_refusals_are_told_apart():
 def test_methods_state_their_facts(name):
     method = METHODS[name]
     assert method.summary.endswith(".") and method.paper and method.forwards >= 1
+    for text in (method.means, method.does_not_mean):
+        assert text.endswith(".") and text.count(". ") <= 1, "a sentence or two"
     if "gradient" in method.needs:  # then the look itself differentiates
         assert method.backwards > 0
     if method.backwards > 0:

@@ -16,17 +16,18 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 # A name stands for a module, or for every module of a package. Later lines may import earlier ones, never each other.
 LEVELS = [
     {"_version", "errors"},
-    {"flow_cuts", "options", "photos", "selection", "superpixels", "terminal", "types"},
+    {"flow_cuts", "options", "paper", "photos", "ranks", "selection", "superpixels", "terminal", "types"},
     {"biases", "flow", "hooks", "image", "registry", "relevance_rules", "swapped", "targets"},
     {"artifacts", "cams", "capture", "family", "heads", "perturb", "pixel_paths", "propagate", "relprop", "rules"},
     {"attention_paths", "contributions", "inquiry", "players"},
-    {"labels", "methods", "metrics", "models", "render", "store"},
-    {"explanation", "loading"},
+    {"catalogue", "inputs", "labels", "methods", "metrics", "models", "render", "sharing", "store"},
+    {"charts", "explanation", "loading"},
+    {"comparison"},
     {"explainer"},
     {"evaluate", "original", "report", "runs"},
     {"arguments", "web"},
     {"commands.explain", "commands.methods", "commands.models", "commands.original"},
-    {"commands.sweep"},  # takes the options of commands.explain
+    {"commands.compare", "commands.sweep"},  # take the options of commands.explain
     {"cli"},
     {"__main__"},
 ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ModelError, OptionError, TargetError
+from .errors import ModelError, OptionError, TargetError, near
 
 if TYPE_CHECKING:
     from .explainer import Explainer
@@ -95,3 +95,24 @@ def read_settings(method: str, texts: dict[str, str]) -> dict[str, Any]:
     }
     found.settings(values)
     return values
+
+
+def read_list(text: str, flag: str) -> list[str]:
+    """The parts between commas; each may stand once."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise OptionError(f"{flag} needs at least one value, as in {flag} a,b")
+    return list(dict.fromkeys(parts))
+
+
+def read_options(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``method.key=value`` texts as options of each of these methods."""
+    texts: dict[str, dict[str, str]] = {}
+    for key, value in read_pairs(pairs).items():
+        method, dot, name = key.partition(".")
+        if not dot:
+            raise OptionError(f"of several methods, -O needs to know whose option it is: METHOD.{key}={value}")
+        if method not in methods:
+            raise OptionError(f"-O {key}={value}: {method!r} is not among --methods; {near(method, methods)}")
+        texts.setdefault(method, {})[name] = value
+    return {method: read_settings(method, own) for method, own in texts.items()}

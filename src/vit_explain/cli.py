@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ._version import __version__
-from .commands import explain, methods, models, sweep
+from .commands import compare, explain, methods, models, sweep
 from .errors import VitExplainError
 from .terminal import complain
 
@@ -26,6 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.command()(explain.explain)
+app.command()(compare.compare)
 app.command()(sweep.sweep)
 app.command()(methods.methods)
 app.command()(models.models)

@@ -6,55 +6,28 @@ import dataclasses
 import functools
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from . import methods  # noqa: F401  registers the methods
+from . import methods as _registers_them  # noqa: F401
 from ._version import __version__
-from .artifacts import warned
-from .errors import ImageError, ModelError, TargetError
+from .comparison import Comparison
+from .errors import CaptureError, ModelError, OptionError, TargetError
 from .explanation import Explanation
 from .family import family_of, unwrap
-from .image import Geometry, Preprocessing, denormalise, prepare
-from .inquiry import CHUNK, Subject, Tally, finite
+from .image import Preprocessing
+from .inputs import Inputs, checked_pixels, read
+from .inquiry import CHUNK, Subject, Tally
 from .loading import DEFAULT_MODEL, load_model
-from .photos import DEFAULT_MAX_PIXELS, load_image
-from .registry import METHODS, Method, choose_method, find
+from .photos import DEFAULT_MAX_PIXELS
+from .registry import METHODS, Method, choose_method, choose_methods, find
+from .sharing import DIFFERENTIATED, Asked, Result, SharedLook, all_needs, groups
 from .targets import Target, resolve, spread
-from .types import Attribution
-
-DIFFERENTIATED = {"gradient", "graph", "pixels", "probe"}  # needs that autograd, or a later look, serves
-
-
-@dataclasses.dataclass(eq=False)
-class _Prepared:
-    pixels: Tensor
-    photos: list[NDArray[np.uint8]]
-    geometries: list[Geometry]
-    sources: list[str]
-
-
-@dataclasses.dataclass(eq=False)
-class _Result:
-    """Maps (R, h, w) and what each row of them is about; image-major where an image has several targets."""
-
-    maps: Tensor
-    logits: Tensor  # (images, classes)
-    targets: list[Target | None]
-    covers: tuple[int, int]
-    facts: dict[str, Tensor]
-    warnings: list[list[str]]
-
-    @property
-    def image_of(self) -> list[int]:
-        each = len(self.targets) // len(self.logits)
-        return [row // each for row in range(len(self.targets))]
 
 
 class Explainer:
@@ -112,28 +85,65 @@ class Explainer:
         ``progress``: called as ``progress(done, total)`` by methods that take many forwards; what it raises ends them.
         """
         began = time.perf_counter()
-        chosen, settings = self._method(method, target, options)
-        prepared = self._prepare(images, max_pixels)
-        result = self._run(prepared.pixels, chosen, target, settings, progress)
-        return Explanation(
-            relevance=result.maps.cpu().numpy(),
-            image_of=result.image_of,
-            targets=[one.name if one else "" for one in result.targets],
-            target_numbers=[one.index if one else None for one in result.targets],
-            logits=result.logits.cpu().numpy(),
-            labels=self.labels,
-            method=chosen.name,
-            signed=chosen.signed,
-            options=settings,
-            model=self.model_name,
-            photos=prepared.photos,
-            # The grid may cover less than the input (sizes that patches do not divide), or its padding.
-            geometries=[dataclasses.replace(one, input=result.covers) for one in prepared.geometries],
-            sources=prepared.sources,
-            facts={name: values.numpy() for name, values in result.facts.items()},
-            warnings=result.warnings,
-            seconds=time.perf_counter() - began,
-            versions=_versions(),
+        asked = self._asked(method, target, options, progress)
+        prepared = read(images, self.preprocessing, max_pixels)
+        results, _ = self._run(prepared.pixels, [asked], target)
+        return self._explanation(asked, results[asked.name], prepared, time.perf_counter() - began)
+
+    def compare(
+        self,
+        images: Any,
+        methods: str | Sequence[str] = "fast",
+        target: Any = None,
+        *,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> Comparison:
+        """Explain images by several methods, with one look at them for all methods that can share it.
+
+        Maps are those of ``explain`` one by one, up to rounding. ``images``, ``max_pixels``: as there. ``methods``: a
+        list of names; "fast" stands for all that take one forward and at most one backward, "all" for all.
+        ``target``: for the methods that depend on a class. ``options``: keywords of each method, by its name.
+        ``progress``: called as ``progress(method, done, total)`` with 0 done when a method begins, and then as in
+        ``explain``. Methods that cannot explain this model are left out, their reasons in ``refused``; where none can,
+        the first reason is raised.
+        """
+        chosen = choose_methods([methods] if isinstance(methods, str) else methods)
+        options = options or {}
+        for name in options:
+            if name not in [method.name for method in chosen]:
+                raise OptionError(f"options are given for {name!r}, which is not among the methods to compare")
+        if target is not None and not any(method.class_specific for method in chosen):
+            raise TargetError("none of these methods depends on a class: leave the target out or add another method")
+        asked = [
+            Asked(
+                method,
+                method.settings(dict(options.get(method.name, {}))),
+                None if progress is None else Tally(partial(progress, method.name)),
+                None if progress is None else partial(progress, method.name, 0, method.forwards),
+            )
+            for method in chosen
+        ]
+        prepared = read(images, self.preprocessing, max_pixels)
+        refused: dict[str, str] = {}
+        if target is None and self.family.classes(self._plain) == 0:
+            refused = {method.name: self._headless for method in chosen if method.class_specific}
+            asked = [one for one in asked if one.name not in refused]
+        results, look_seconds = self._run(prepared.pixels, asked, target, refused)
+        if not results:
+            raise ModelError(next(iter(refused.values())))
+        anatomy = self._subject(prepared.pixels[:1])[0].anatomy
+        return Comparison(
+            {
+                one.name: self._explanation(one, results[one.name], prepared, one.seconds)
+                for one in asked
+                if one.name in results
+            },
+            refused,
+            look_seconds,
+            anatomy.grid,
+            anatomy.covers,
         )
 
     def attribute(
@@ -149,134 +159,106 @@ class Explainer:
 
         Rows are images, or with K targets an image, the K rows of the first image, then those of the second.
         """
-        chosen, settings = self._method(method, target, options)
-        maps = self._run(_checked_pixels(inputs), chosen, target, settings, progress).maps
+        asked = self._asked(method, target, options, progress)
+        results, _ = self._run(checked_pixels(inputs), [asked], target)
+        maps = results[asked.name].maps
         # A tensor made in inference mode could not be part of a caller's own graph.
         return (maps.clone() if maps.is_inference() else maps).to(inputs.device)
 
-    def _method(self, method: str | None, target: Any, options: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
+    def _asked(
+        self, method: str | None, target: Any, options: dict[str, Any], progress: Callable[[int, int], None] | None
+    ) -> Asked:
         chosen = find(choose_method(method, target))
         if target is not None and not chosen.class_specific:
             raise TargetError(
                 f"{chosen.name} does not depend on a class: leave the target out or choose another method"
             )
-        return chosen, chosen.settings(options)
+        return Asked(chosen, chosen.settings(options), None if progress is None else Tally(progress))
 
-    def _run(
-        self,
-        pixels: Tensor,
-        method: Method,
-        target: Any,
-        settings: dict[str, Any],
-        progress: Callable[[int, int], None] | None,
-    ) -> _Result:
-        images = len(pixels)
-        tally = Tally(progress) if progress is not None else None
-        wanted = spread("top1" if target is None else target, images) if method.class_specific else None
-        # Whatever mode the caller is in: inside torch.inference_mode() nothing could be differentiated, and outside
-        # of it what is never differentiated takes longer.
-        with torch.inference_mode(not DIFFERENTIATED & method.needed(settings)), torch.no_grad():
-            parts = [
-                self._chunk(
-                    pixels[first : first + CHUNK],
-                    method,
-                    wanted and wanted[first : first + CHUNK],
-                    settings,
-                    tally,
-                    left=images - first,
-                )
-                for first in range(0, images, CHUNK)
-            ]
-        if len({len(part.targets) / len(part.logits) for part in parts}) != 1:
-            raise TargetError("every image needs the same number of targets")
-        return _Result(
-            maps=torch.cat([part.maps for part in parts]),
-            logits=torch.cat([part.logits for part in parts]),
-            targets=[one for part in parts for one in part.targets],
-            covers=parts[0].covers,
-            facts={name: torch.cat([part.facts[name] for part in parts]) for name in parts[0].facts},
-            warnings=[one for part in parts for one in part.warnings],
+    def _explanation(self, asked: Asked, result: Result, prepared: Inputs, seconds: float) -> Explanation:
+        return Explanation(
+            relevance=result.maps.cpu().numpy(),
+            image_of=result.image_of,
+            targets=[one.name if one else "" for one in result.targets],
+            target_numbers=[one.index if one else None for one in result.targets],
+            logits=result.logits.cpu().numpy(),
+            labels=self.labels,
+            method=asked.name,
+            signed=asked.method.signed,
+            options=asked.settings,
+            model=self.model_name,
+            photos=prepared.photos,
+            # The grid may cover less than the input (sizes that patches do not divide), or its padding.
+            geometries=[dataclasses.replace(one, input=result.covers) for one in prepared.geometries],
+            sources=prepared.sources,
+            facts={name: values.numpy() for name, values in result.facts.items()},
+            warnings=result.warnings,
+            seconds=seconds,
+            versions=_versions(),
         )
 
-    def _chunk(
-        self,
-        pixels: Tensor,
-        method: Method,
-        wanted: list[Any] | None,
-        settings: dict[str, Any],
-        tally: Tally | None,
-        left: int,
-    ) -> _Result:
+    def _run(
+        self, pixels: Tensor, asked: Sequence[Asked], target: Any, refused: dict[str, str] | None = None
+    ) -> tuple[dict[str, Result], float]:
+        """What each method says, by name, and the seconds of the looks that several of them shared.
+
+        ``refused``: see ``SharedLook``; without it the first refusal is raised.
+        """
+        found: dict[str, Result] = {}
+        shared, waiting = 0.0, groups(asked)
+        while waiting:
+            group = waiting.pop(0)
+            try:
+                results, seconds = self._together(pixels, group, target, refused)
+            except (CaptureError, ModelError) as error:
+                if refused is None:
+                    raise
+                if len(group) > 1:  # no look serves them all, so each gets its own, or its own reason
+                    waiting[:0] = [[one] for one in group]
+                else:
+                    refused[group[0].name] = str(error)
+                continue
+            found |= results
+            if len(group) == 1:
+                group[0].seconds += seconds
+            else:
+                shared += seconds
+        return found, shared
+
+    def _together(
+        self, pixels: Tensor, group: Sequence[Asked], target: Any, refused: dict[str, str] | None
+    ) -> tuple[dict[str, Result], float]:
+        """What methods that share a look say, and the seconds of the look."""
+        images, seconds = len(pixels), 0.0
+        classes = any(one.method.class_specific for one in group)
+        wanted = spread("top1" if target is None else target, images) if classes else None
+        parts: list[dict[str, Result]] = []
+        # Whatever mode the caller is in: inside torch.inference_mode() nothing could be differentiated, and outside
+        # of it what is never differentiated takes longer.
+        with torch.inference_mode(not DIFFERENTIATED & all_needs(group)), torch.no_grad():
+            for first in range(0, images, CHUNK):
+                look = SharedLook(*self._subject(pixels[first : first + CHUNK]), group, refused)
+                columns = self._columns(wanted[first : first + CHUNK], look.logits) if wanted else []
+                parts.append(look.results(columns, images - first))
+                seconds += look.seconds
+        return {name: Result.joined([part[name] for part in parts]) for name in parts[-1]}, seconds
+
+    def _subject(self, pixels: Tensor) -> tuple[Subject, Tensor]:
+        """The model at this input size, and the pixels as it takes them."""
         reference = next((p for p in self._plain.parameters() if p.is_floating_point()), pixels)
         pixels = pixels.to(reference.device, reference.dtype, copy=pixels.is_inference())
         channels, height, width = pixels.shape[1:]
         anatomy = self.family.anatomy(self._plain, (channels, height, width))
-        read = anatomy.readout
-        suffice = method.read_rows_suffice(**settings) and read.tokens and not (read.patches or read.attention)
-        shortened = (len(anatomy.blocks) - 1, max(read.tokens) + 1) if suffice else None
-        subject = Subject(self._plain, self.family, anatomy, tally, self.preprocessing.black)
-        needs = method.needed(settings)
-        trace, output = subject.look(pixels, needs, method.within(**settings), shortened=shortened)
-        columns: Sequence[Sequence[Target | None]] = [[None] * len(pixels)]
-        if wanted is None:
-            if tally is not None:
-                tally.begin(left / len(pixels))
-            found = [_attribution(method.run(trace, **settings))]
-        else:
-            if self.family.classes(self._plain) == 0 and not all(callable(one) for row in wanted for one in row):
-                raise TargetError(f"{self.model_name} has no classifier head: give a function of its output as target")
-            columns = targets = resolve(wanted, trace.logits, self.labels)
-            found = []
-            for number, column in enumerate(targets):
-                more = number < len(targets) - 1
-                if tally is not None:
-                    tally.begin(left * len(targets) / len(pixels) - number)
-                about = subject.about(trace, output, column, needs, keep_graph=more)
-                found.append(_attribution(method.run(about, **settings)))
-        found = [warned(trace, one) for one in found]
-        # What a model without a head returns are features, which nobody should read as scores of classes.
-        scores = trace.logits if self.family.classes(self._plain) else trace.logits[:, :0]
-        rows = [(image, number) for image in range(len(pixels)) for number in range(len(columns))]
-        maps = torch.stack([one.map.detach().float() for one in found], 1).flatten(0, 1)
-        size = (int(maps.shape[1]), int(maps.shape[2]))
-        if size not in (anatomy.grid, (height, width)):
-            raise ModelError(f"{method.name} returned maps of {size}, neither the patch grid nor the pixels")
-        return _Result(
-            maps,
-            scores,
-            targets=[columns[number][image] for image, number in rows],
-            covers=anatomy.covers if size == anatomy.grid else (height, width),
-            facts={
-                name: torch.stack([one.facts[name].float() for one in found], 1).flatten().cpu()
-                for name in found[0].facts
-            },
-            warnings=[found[number].warnings[image] if found[number].warnings else [] for image, number in rows],
-        )
+        return Subject(self._plain, self.family, anatomy, black=self.preprocessing.black), pixels
 
-    def _prepare(self, images: Any, max_pixels: int) -> _Prepared:
-        if isinstance(images, Tensor):
-            pixels = _checked_pixels(images)
-            height, width = pixels.shape[2:]
-            photos = [
-                denormalise(one.float().cpu().numpy(), self.preprocessing.mean, self.preprocessing.std)
-                for one in pixels
-            ]
-            geometries = [Geometry.identity(height, width)] * len(pixels)
-            return _Prepared(pixels, photos, geometries, ["tensor"] * len(pixels))
-        if isinstance(images, np.ndarray) and images.ndim == 4:
-            images = list(images)
-        if not isinstance(images, (list, tuple)):
-            images = [images]
-        if not images:
-            raise ImageError("there are no images to explain")
-        pictures = [load_image(source, max_pixels) for source in images]
-        ready = [prepare(picture, self.preprocessing) for picture in pictures]
-        return _Prepared(
-            pixels=torch.from_numpy(np.stack([pixels for pixels, _ in ready])),
-            photos=[np.asarray(picture) for picture in pictures],
-            geometries=[geometry for _, geometry in ready],
-            sources=[str(source) if isinstance(source, (str, Path)) else type(source).__name__ for source in images],
-        )
+    @property
+    def _headless(self) -> str:
+        return f"{self.model_name} has no classifier head: give a function of its output as target"
+
+    def _columns(self, wanted: list[list[Any]], logits: Tensor) -> list[list[Target]]:
+        if self.family.classes(self._plain) == 0 and not all(callable(one) for row in wanted for one in row):
+            raise TargetError(self._headless)
+        return resolve(wanted, logits, self.labels)
 
 
 def explain(
@@ -289,22 +271,6 @@ def explain(
 def list_methods() -> list[Method]:
     """Every registered method, by name."""
     return [METHODS[name] for name in sorted(METHODS)]
-
-
-def _checked_pixels(pixels: Tensor) -> Tensor:
-    if pixels.ndim == 3:
-        pixels = pixels.unsqueeze(0)
-    if pixels.ndim != 4 or not pixels.is_floating_point() or not len(pixels):
-        raise ImageError(
-            f"a preprocessed tensor is (B, C, H, W) floating point, not {tuple(pixels.shape)} {pixels.dtype}"
-        )
-    if not finite(pixels):
-        raise ImageError("the pixels are not finite (NaN or infinity)")
-    return pixels.detach()
-
-
-def _attribution(found: Tensor | Attribution) -> Attribution:
-    return found if isinstance(found, Attribution) else Attribution(found)
 
 
 def _versions() -> dict[str, str]:

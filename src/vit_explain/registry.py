@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,9 @@ class Method:
     run: Callable[..., Any]
     summary: str
     paper: str
+    family: str
+    means: str
+    does_not_mean: str
     forwards: int
     backwards: int
     class_specific: bool
@@ -33,8 +36,13 @@ class Method:
     needs: frozenset[str]
     options: dict[str, Option]
     read_rows_suffice: Callable[..., bool]
-    within: Callable[..., AbstractContextManager[Any]]
-    needs_also: Callable[..., Iterable[str]] = lambda **_: ()
+    within: Callable[..., AbstractContextManager[Any]] | None
+    needs_also: Callable[..., Iterable[str]]
+
+    @property
+    def fast(self) -> bool:
+        """Whether one forward and at most one backward are all it takes."""
+        return self.forwards == 1 and self.backwards <= 1
 
     def needed(self, settings: dict[str, Any]) -> frozenset[str]:
         """What a look must keep with these options."""
@@ -53,6 +61,17 @@ class Method:
 
 
 METHODS: dict[str, Method] = {}
+# What kinds of methods there are, in the order in which lists show them.
+FAMILIES = (
+    "attention",
+    "attention × gradient",
+    "relevance propagation",
+    "class activation maps",
+    "gradients",
+    "perturbation",
+    "looking inside",
+    "baselines",
+)
 # What a look may have to keep for a method.
 NEEDS = {
     "attention": "attention of every block",
@@ -71,26 +90,33 @@ NEEDS = {
 def method(
     *,
     paper: str,
+    family: str,
+    means: str,
+    does_not_mean: str,
     needs: Iterable[str],
     forwards: int = 1,
     backwards: int = 0,
     class_specific: bool,
     signed: bool = False,
     read_rows_suffice: Callable[..., bool] = lambda **_: False,
-    within: Callable[..., AbstractContextManager[Any]] = lambda **_: nullcontext(),
+    within: Callable[..., AbstractContextManager[Any]] | None = None,
     needs_also: Callable[..., Iterable[str]] = lambda **_: (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function under its own name; the first line of its docstring is the summary.
 
-    ``read_rows_suffice``: from the options, whether of the last block's queries only those that the head reads matter;
-    where they are single tokens, the others are then not kept. ``within``: from the options, what the look happens in,
-    for methods that change how gradients flow. ``needs_also``: from the options, what is needed on top.
+    ``family``: one of ``FAMILIES``. ``means``, ``does_not_mean``: in a sentence or two each, what a reader may take the
+    map for, and what not. ``read_rows_suffice``: from the options, whether of the last block's queries only those that
+    the head reads matter; where they are single tokens, the others are then not kept. ``within``: from the options,
+    what the look happens in, for methods that change how gradients flow. ``needs_also``: from the options, what is
+    needed on top.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         name = function.__name__
         if unknown := set(needs) - set(NEEDS):
             raise ValueError(f"{name}: unknown needs {sorted(unknown)}")
+        if family not in FAMILIES:
+            raise ValueError(f"{name}: unknown family {family!r}")
         if name in METHODS and METHODS[name].run.__module__ != function.__module__:
             raise ValueError(f"two methods are called {name}")
         hints = typing.get_type_hints(function, include_extras=True)
@@ -105,6 +131,9 @@ def method(
             function,
             summary,
             paper,
+            family,
+            means,
+            does_not_mean,
             forwards,
             backwards,
             class_specific,
@@ -123,6 +152,24 @@ def method(
 def choose_method(name: str | None, target: Any) -> str:
     """As the original project has it: no class means attention rollout, a class means gradient rollout."""
     return name or ("rollout" if target is None else "gradient_rollout")
+
+
+def by_family(methods: Iterable[Method]) -> list[tuple[str, list[Method]]]:
+    """The methods in the order of ``FAMILIES``, by name within each; families without any are left out."""
+    found = sorted(methods, key=lambda method: method.name)
+    grouped = [(family, [method for method in found if method.family == family]) for family in FAMILIES]
+    return [(family, members) for family, members in grouped if members]
+
+
+def choose_methods(names: Sequence[str]) -> list[Method]:
+    """Each method once, in the order named. ``"all"`` stands for every method, by family, and ``"fast"`` for those
+    that take one forward and at most one backward."""
+    everything = [method for _, members in by_family(METHODS.values()) for method in members]
+    lists = {"all": everything, "fast": [method for method in everything if method.fast]}
+    chosen = {method.name: method for name in names for method in lists.get(name) or [find(name)]}
+    if not chosen:
+        raise OptionError('name at least one method, or "fast" or "all"')
+    return list(chosen.values())
 
 
 def find(name: str) -> Method:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import bisect
 import functools
 import io
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from .errors import ImageError, OptionError, near
-
-Picture = Image.Image | NDArray[np.uint8]
+from .paper import GAP, INK, PAPER, SOFT, Picture, Sheet, as_image, broken, get_font, resized
 
 UNSIGNED_COLORMAP = "inferno"
 SIGNED_COLORMAP = "RdBu_r"
-PAPER, INK, SOFT = (255, 255, 255), (32, 33, 36), (110, 114, 120)
 STRIP_PIXELS = 2**20  # what is worked on at a time, so that a large photo needs no large floats
 LONGEST, SHORTEST, ENLARGED = 640, 48, 320  # a panel's longest side, its shortest, and what tiny photos grow to
-GAP = 16
 
 # The share of a map's places that may all be shown as the strongest, and how far the strongest may be cut for it.
 PEAKS, CLIPPED = 0.02, 4
@@ -134,8 +129,8 @@ def side_by_side(
     """
     name = colormap_for(signed, colormap)
     size, stretched = _panel_size(photo.shape[1], photo.shape[0])
-    small = np.asarray(_scaled(Image.fromarray(photo), size))
-    warm = np.clip(np.asarray(_scaled(Image.fromarray(heat.astype(np.float32)), size, smooth=True)), 0, 1)
+    small = np.asarray(resized(Image.fromarray(photo), size))
+    warm = np.clip(np.asarray(resized(Image.fromarray(heat.astype(np.float32)), size, smooth=True)), 0, 1)
     panels = [Image.fromarray(a) for a in (small, colorize(warm, name), overlay(small, warm, signed, name, opacity))]
     if seen_box is not None:
         scale = size[0] / photo.shape[1], size[1] / photo.shape[0]
@@ -143,7 +138,7 @@ def side_by_side(
             _frame(panel, seen_box, scale)
     bar = _colour_bar(name, signed, min(max(size[1], 120), 320))
     width, height = max(size[0], 190), max(size[1], bar.height)
-    sheet = _Sheet(3 * width + 5 * GAP + bar.width, height, title, caption_lines=1)
+    sheet = Sheet(3 * width + 5 * GAP + bar.width, height, title, caption_lines=1)
     note = " (not to scale)" if stretched else ""
     for number, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
         x = GAP + number * (width + GAP) + (bar.width + GAP if number == 2 else 0)
@@ -161,13 +156,6 @@ def _panel_size(width: int, height: int) -> tuple[tuple[int, int], bool]:
     return size, size != exact
 
 
-def _scaled(image: Image.Image, size: tuple[int, int], smooth: bool = False) -> Image.Image:
-    # Greatly enlarged photos keep their pixels visible, as the model had no more than these.
-    tiny = size[0] >= 3 * image.width or size[1] >= 3 * image.height
-    kind = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST if tiny else Image.Resampling.LANCZOS
-    return image.resize(size, kind)
-
-
 def _frame(panel: Image.Image, box: tuple[float, float, float, float], scale: tuple[float, float]) -> None:
     left, top = round(box[0] * scale[0]), round(box[1] * scale[1])
     right, bottom = round(box[2] * scale[0]) - 1, round(box[3] * scale[1]) - 1
@@ -182,7 +170,7 @@ def _frame(panel: Image.Image, box: tuple[float, float, float, float], scale: tu
 
 def _colour_bar(colormap: str, signed: bool, height: int) -> Image.Image:
     names = ("for", "none", "against") if signed else ("high", "low")
-    font = _font(14)
+    font = get_font(14)
     reach = max(font.getlength(n) for n in names)
     image = Image.new("RGB", (18 + 8 + round(reach) + 1, height), PAPER)
     image.paste(Image.fromarray(colorize(np.repeat(np.linspace(1, 0, height)[:, None], 18, 1), colormap)), (0, 0))
@@ -194,53 +182,6 @@ def _colour_bar(colormap: str, signed: bool, height: int) -> Image.Image:
     return image
 
 
-@functools.lru_cache(maxsize=16)
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size=size)
-
-
-def _lines(text: str, font: Any, width: float, most: int) -> list[str]:
-    """The text in at most so many lines no wider than ``width``; what does not fit ends in dots."""
-    lines: list[str] = []
-    words = " ".join(str(text).split())[:400].split(" ")
-    for word in words:
-        joined = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(joined) <= width:
-            lines[-1] = joined
-        elif len(lines) < most:
-            lines.append(word)
-        else:
-            lines[-1] += " ..."
-            break
-    return [_cut(line, font, width) for line in lines]
-
-
-def _cut(line: str, font: Any, width: float) -> str:
-    if font.getlength(line) <= width:
-        return line
-    line = line.removesuffix(" ...")
-    fits = bisect.bisect_right(range(1, len(line) + 1), width, key=lambda n: font.getlength(line[:n] + "..."))
-    return line[:fits].rstrip() + "..."
-
-
-class _Sheet:
-    """White paper with a title on top and a caption under every picture."""
-
-    def __init__(self, width: int, height: int, title: str, caption_lines: int) -> None:
-        title_font, self.font = _font(20), _font(15)
-        lines = _lines(title, title_font, width - 2 * GAP, 2) if title else []
-        self.top = GAP + (len(lines) * 26 + 6 if lines else 0)
-        self.image = Image.new("RGB", (width, self.top + height + 8 + caption_lines * 20 + GAP), PAPER)
-        self.draw = ImageDraw.Draw(self.image)
-        for number, line in enumerate(lines):
-            self.draw.text((GAP, GAP - 4 + number * 26), line, fill=INK, font=title_font)
-
-    def place(self, picture: Image.Image, caption: str, x: int, width: int, height: int) -> None:
-        self.image.paste(picture, (x + (width - picture.width) // 2, self.top + (height - picture.height) // 2))
-        for line in _lines(caption, self.font, width, 1):
-            self.draw.text((x + width / 2, self.top + height + 8), line, fill=SOFT, font=self.font, anchor="ma")
-
-
 def grid(
     cells: Sequence[Sequence[Picture | None]],
     row_labels: Sequence[str] = (),
@@ -249,20 +190,20 @@ def grid(
     cell: int = 200,
 ) -> Image.Image:
     """A labelled table of pictures, each fitted into an equal cell whose longer side is ``cell``; None leaves a gap."""
-    rows = [[_picture(c) if c is not None else None for c in row] for row in cells]
+    rows = [[as_image(c) if c is not None else None for c in row] for row in cells]
     shown = [c for row in rows for c in row if c is not None]
     if not shown:
         raise ImageError("a grid needs at least one picture")
     tall = max(c.height / max(c.size) for c in shown)
     wide = max(c.width / max(c.size) for c in shown)
     w, h = max(48, round(cell * wide)), max(48, round(cell * tall))
-    font, gap = _font(14), 8
-    above = [_lines(label, font, w, 3) for label in column_labels]
-    beside = [_lines(label, font, 150, max(1, h // 18)) for label in row_labels]
+    font, gap = get_font(14), 8
+    above = [broken(label, font, w, 3) for label in column_labels]
+    beside = [broken(label, font, 150, max(1, h // 18)) for label in row_labels]
     left = GAP + (round(max(font.getlength(t) for lines in beside for t in lines)) + 12 if any(beside) else 0)
     columns = max(len(row) for row in rows)
     head = max((len(lines) for lines in above), default=0) * 18
-    sheet = _Sheet(left + columns * (w + gap) - gap + GAP, head + len(rows) * (h + gap) - gap - 8, title or "", 0)
+    sheet = Sheet(left + columns * (w + gap) - gap + GAP, head + len(rows) * (h + gap) - gap - 8, title or "", 0)
     for number, lines in enumerate(above[:columns]):
         for line, text in enumerate(lines):
             y = sheet.top + head - 18 * (len(lines) - line) - 4
@@ -277,17 +218,13 @@ def grid(
                 fit = min(w / picture.width, h / picture.height)
                 size = max(1, round(picture.width * fit)), max(1, round(picture.height * fit))
                 x = left + column * (w + gap)
-                sheet.image.paste(_scaled(picture, size), (x + (w - size[0]) // 2, y + (h - size[1]) // 2))
+                sheet.image.paste(resized(picture, size), (x + (w - size[0]) // 2, y + (h - size[1]) // 2))
     return sheet.image
-
-
-def _picture(picture: Picture) -> Image.Image:
-    return (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).convert("RGB")
 
 
 def gif(frames: Sequence[Picture], seconds_per_frame: float = 0.5) -> bytes:
     """An endless animation of pictures of one size. GIF counts time in hundredths of a second."""
-    pictures = [_picture(f) for f in frames]
+    pictures = [as_image(f) for f in frames]
     if not pictures or len({p.size for p in pictures}) > 1:
         raise ImageError("an animation needs at least one frame, and all frames of one size")
     if not 0.02 <= seconds_per_frame <= 600:
@@ -302,7 +239,7 @@ def gif(frames: Sequence[Picture], seconds_per_frame: float = 0.5) -> bytes:
 def png(picture: Picture) -> bytes:
     """A picture as the bytes of a PNG file."""
     file = io.BytesIO()
-    _picture(picture).save(file, "PNG")
+    as_image(picture).save(file, "PNG")
     return file.getvalue()
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +11,7 @@ import typer
 from ..arguments import BUNDLED, ORIGINAL_DEFAULT, open_explainer, read_pairs, read_settings, read_target
 from ..errors import ImageError
 from ..registry import choose_method
-from ..terminal import complain, print_json, screen
+from ..terminal import complain, print_json, progress, screen
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,10 +91,12 @@ def explain(
 
     done: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
-    with progress(len(images)) as step:
+    with progress("Explaining", len(images)) as bars:
         for image, folder in zip(images, folders(images, Path(out)), strict=True):
             try:
-                explanation = explainer.explain(image, method=method, target=wanted, **settings)
+                explanation = explainer.explain(
+                    image, method=method, target=wanted, progress=bars.watch(method), **settings
+                )
                 files = explanation.save(folder, **given(colormap=colormap, opacity=opacity))
             except ImageError as error:
                 complain(str(error))
@@ -105,7 +105,7 @@ def explain(
                 if not as_json:
                     describe(console, image, explanation, files)
                 done.append({"image": image, "files": [str(file) for file in files], **explanation.as_dict()})
-            step()
+            bars.step()
     if as_json and done:
         print_json({"explanations": done, "failed": failed})
     if not failed:
@@ -172,20 +172,3 @@ def folders(images: Sequence[str], out: Path) -> list[Path]:
         taken.add(name.lower())
         made.append(out / name)
     return made
-
-
-@contextmanager
-def progress(count: int) -> Iterator[Any]:
-    """A function to call after each of ``count`` images; a bar on a terminal's standard error where it is worth one."""
-    console = screen(error=True)
-    if count < 2 or not console.is_terminal:
-        yield lambda: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("Explaining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Results go to standard output as they are: through the bar only if both are the same screen.
-    bar = Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
-    with bar:
-        task = bar.add_task("Explaining", total=count)
-        yield lambda: bar.advance(task)

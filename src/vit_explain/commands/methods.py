@@ -2,51 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import textwrap
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import OptionError
 from ..terminal import print_json, screen
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def methods(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Methods to describe; all in a table without one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/methods.md.")] = False,
 ) -> int:
-    """List the methods: what each shows, its paper, its cost in passes, its options."""
+    """List the methods by family; with names, what each means, its paper, its cost in passes, its options."""
+    from ..catalogue import as_dict, details, page, passes
     from ..explainer import list_methods
+    from ..registry import by_family, find
 
-    found = list_methods()
+    if markdown and (names or as_json):
+        raise OptionError("--markdown prints the page of all methods, and nothing goes with it")
+    found = [find(name) for name in names] if names else list_methods()
+    if markdown:
+        print(page(found), end="")
+        return 0
     if as_json:
-        print_json(
-            [
-                {
-                    "name": method.name,
-                    "summary": method.summary,
-                    "paper": method.paper,
-                    "forwards": method.forwards,
-                    "backwards": method.backwards,
-                    "class_specific": method.class_specific,
-                    "signed": method.signed,
-                    "needs": sorted(method.needs),
-                    "options": {
-                        name: {"default": option.default, "allowed": option.allowed}
-                        for name, option in method.options.items()
-                    },
-                }
-                for method in found
-            ]
-        )
+        print_json([as_dict(method) for method in found])
         return 0
     console = screen()
-    for method in found:
-        passes = f"{method.forwards} forward" + (f" and {method.backwards} backward" if method.backwards else "")
-        facts = ["for a class" if method.class_specific else "for no class in particular"]
-        if method.signed:
-            facts.append("signed: for and against")
-        console.print(f"{method.name}\n  {method.summary}")
-        console.print(f"  {'; '.join(facts)}; {passes} a photo")
-        console.print(f"  {method.paper}")
-        for name, option in method.options.items():
-            console.print(f"    {name} = {option.default}: {option.allowed}")
-        console.print()
+    if names:
+        for method in found:
+            console.print(f"{method.name}\n  {method.summary}")
+            for heading, text in details(method):
+                console.print(hanging(console, f"  {heading:<15}{text}", 17))
+            console.print()
+        return 0
+    width = max(len(method.name) for method in found)
+    console.print(f"  {'':{width}}  class  signed  passes")
+    for family, members in by_family(found):
+        console.print(family)
+        for method in members:
+            known, signed = ("yes" if fact else "-" for fact in (method.class_specific, method.signed))
+            facts = f"{known:<7}{signed:<8}{passes(method):<10}"
+            console.print(hanging(console, f"  {method.name:{width}}  {facts}{method.summary}", width + 29))
+    console.print("\nPasses: forwards and backwards a photo. `vit-explain methods NAME` says what a map means.")
     return 0
+
+
+def hanging(console: Console, line: str, indent: int) -> str:
+    """The line, broken on a terminal so that what follows its first part stays in one column."""
+    if not console.is_terminal or console.width < indent + 30:
+        return line
+    return textwrap.fill(line, console.width, subsequent_indent=" " * indent)

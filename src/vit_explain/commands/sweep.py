@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..arguments import BUNDLED, open_explainer, read_pairs, read_settings
-from ..errors import OptionError, TargetError
+from ..arguments import BUNDLED, open_explainer, read_list, read_pairs, read_settings
+from ..errors import TargetError
 from ..registry import choose_method
-from ..terminal import screen
+from ..terminal import progress, screen
 from .explain import (
     Checkpoint,
     Colormap,
@@ -27,7 +27,6 @@ from .explain import (
     given,
     introduce,
     likeliest,
-    progress,
 )
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def sweep(
     maps: list[list[Any]] = []
     records = []
     name = best = ""
-    with progress(len(rows) * len(columns)) as step:
+    with progress("Explaining", len(rows) * len(columns)) as bars:
         for line in settings:
             cells.append([])
             maps.append([])
@@ -91,7 +90,7 @@ def sweep(
                 maps[-1].append(smaller(colours, width))
                 name, best = explanation.targets[0], likeliest(explanation)
                 records.append(explanation.as_dict())
-                step()
+                bars.step()
     title = f"{Path(image).name}: {method}" + (f", {name}" if name else "")
     column_names = [f"discard {column}" for column in columns]
     frames = [
@@ -135,11 +134,3 @@ def same_size(frames: Sequence[Image.Image]) -> list[Image.Image]:
     for sheet, frame in zip(sheets, frames, strict=True):
         sheet.paste(frame, (0, size[1] - frame.height))
     return sheets
-
-
-def read_list(text: str, flag: str) -> list[str]:
-    """The parts between commas; each may stand once."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise OptionError(f"{flag} needs at least one value, as in {flag} a,b")
-    return list(dict.fromkeys(parts))

@@ -14,6 +14,10 @@ from ..types import Layer, Trace
 @method(
     paper="Leem and Seo, Attention Guided CAM: Visual Explanations of Vision Transformer Guided by Self-Attention, "
     "AAAI 2024",
+    family="attention × gradient",
+    means="Where more attention would raise the score, in every layer, guided by how well query and key match.",
+    does_not_mean="The sigmoid of a match is no attention: patches do not compete, so one that is hardly attended to "
+    "may still count. Looks that would lower the score are dropped.",
     needs={"attention", "gradient"},
     backwards=1,
     class_specific=True,

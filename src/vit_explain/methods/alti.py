@@ -14,6 +14,11 @@ from ..types import ALL, Trace, block_elements
 
 @method(
     paper="Ferrando et al., Measuring the Mixing of Contextual Information in the Transformer, EMNLP 2022",
+    family="attention",
+    means="How much of what the head reads comes from each patch, by how near each contribution comes to what a token "
+    "becomes, multiplied through all layers.",
+    does_not_mean="It tells how information is mixed, not what it is used for: no class is asked about. The MLPs are "
+    "left out.",
     needs={"attention", "values", "tokens", "attended"},
     class_specific=False,
     read_rows_suffice=lambda **_: True,

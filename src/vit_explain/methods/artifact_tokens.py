@@ -12,6 +12,11 @@ from ..types import Attribution, Trace
 
 @method(
     paper="Darcet et al., Vision Transformers Need Registers, ICLR 2024",
+    family="looking inside",
+    means="How long each patch's token is: those that stand far out are artifacts, where the model keeps notes about "
+    "the whole picture.",
+    does_not_mean="A long token is no important patch. It shows where other maps may light up although nothing is to "
+    "be seen there, not what the answer rests on.",
     needs={"tokens"},
     class_specific=False,
 )

@@ -12,6 +12,11 @@ from ..types import Trace
 
 @method(
     paper="Qiang et al., AttCAT: Explaining Transformers via Attentive Class Activation Tokens, NeurIPS 2022",
+    family="attention × gradient",
+    means="To first order, what each patch's token says for and against the class in every layer, weighted by how much "
+    "it is attended to.",
+    does_not_mean="The sum over layers adds up to nothing in particular, since every layer speaks of the same score "
+    "again. A token of a deep layer holds more than its own patch.",
     needs={"attention", "tokens", "gradient"},
     backwards=1,
     class_specific=True,

@@ -18,6 +18,10 @@ from ..types import Trace
 
 @method(
     paper="Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021",
+    family="attention",
+    means="How much one token, by default the one that the head reads, attends to each patch in one layer.",
+    does_not_mean="Attention is no reason: a patch may be looked at and change nothing, because what is fetched from "
+    "it is small or cancels. It shows one layer and does not depend on a class.",
     needs={"attention"},
     class_specific=False,
 )

@@ -14,6 +14,10 @@ from ..types import Attribution, Trace
 
 @method(
     paper="Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021; Raghu et al., NeurIPS 2021",
+    family="looking inside",
+    means="How far each patch looks in one layer.",
+    does_not_mean="It describes attention, not the answer: a far look is not more important than a near one. It does "
+    "not depend on a class.",
     needs={"attention"},
     class_specific=False,
 )

@@ -11,6 +11,10 @@ from ..types import Attribution, Trace
 
 @method(
     paper="Clark et al., What Does BERT Look At?, BlackboxNLP 2019",
+    family="looking inside",
+    means="How evenly each patch spreads its attention in one layer.",
+    does_not_mean="It tells over how many tokens, not over which, and a sharp look need not matter to the answer. It "
+    "does not depend on a class.",
     needs={"attention"},
     class_specific=False,
 )

@@ -14,6 +14,11 @@ from ..types import Layer, Trace
 @method(
     paper="Chefer, Gur and Wolf, Transformer Interpretability Beyond Attention Visualization, CVPR 2021 (a baseline "
     "there; Selvaraju et al., Grad-CAM, ICCV 2017)",
+    family="attention × gradient",
+    means="Where the last attention looks, its heads weighted by whether more of their attention would raise or lower "
+    "the score.",
+    does_not_mean="A head's weight is one number, its mean gradient: all patches of a head speak for the class, or all "
+    "against. It shows one layer, whose tokens have already gathered from elsewhere.",
     needs=READ_NEEDS,
     backwards=1,
     class_specific=True,

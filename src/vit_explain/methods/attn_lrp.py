@@ -17,6 +17,11 @@ from ..types import Trace
 
 @method(
     paper="Achtibat et al., AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers, ICML 2024",
+    family="relevance propagation",
+    means="Each patch's share of the score, for and against, where attention's queries and keys get a share as well as "
+    "its values.",
+    does_not_mean="Shares do not add up to the score: the softmax and the biases keep a part. The map depends on γ, "
+    "which has to be tuned for every model; the defaults suit none in particular.",
     needs={"gradient"},
     needs_also=lambda *, level, **_: needed_at(level),
     backwards=1,

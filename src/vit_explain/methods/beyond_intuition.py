@@ -24,6 +24,11 @@ from ..types import Layer, Trace
 
 @method(
     paper="Chen et al., Beyond Intuition: Rethinking Token Attributions inside Transformers, TMLR 2023",
+    family="attention × gradient",
+    means="How tokens are mixed up to the last layer, times how much attention to them there raises the score, on "
+    "average along a path from an empty image.",
+    does_not_mean="It leaves out the MLPs and evidence against the class, and depends on where the path starts, mean "
+    "grey for most models. The numbers do not add up to the score.",
     needs={"attention", "probe"},
     needs_also=lambda *, variant, **_: {"gradient"} if variant == "head" else {"tokens", "values"},
     forwards=21,

@@ -10,6 +10,11 @@ from ..types import Trace
 
 @method(
     paper="Brocki et al., Class-Discriminative Attention Maps for Vision Transformers, 2023 (arXiv 2312.02364)",
+    family="class activation maps",
+    means="To first order, what each patch's token says for and against the class as the last attention gets it.",
+    does_not_mean="It would be a share of the score only if all that follows were linear. In a model with a class "
+    "token it sees only what the last attention still fetches from the patches, and tokens that late hold more than "
+    "their own patch.",
     needs={"features", "gradient"},
     backwards=1,
     class_specific=True,

@@ -14,6 +14,9 @@ from ..types import Trace
 
 @method(
     paper="a baseline; Judd et al., Learning to Predict Where Humans Look, ICCV 2009",
+    family="baselines",
+    means="That photographers put their subject in the middle: a bell around the centre, the same for every picture.",
+    does_not_mean="It looks at neither the picture nor the model; a method that does no better has shown nothing.",
     needs=(),
     class_specific=False,
 )

@@ -15,6 +15,12 @@ from ..types import Trace
 
 @method(
     paper="Ali et al., XAI for Transformers: Better Explanations through Conservative Propagation, ICML 2022",
+    family="relevance propagation",
+    means="Each patch's share of the score, for and against, with attention and the divisors of norms taken as "
+    "constants.",
+    does_not_mean="It does not say why the model attended as it did. Shares add up to the score only over all tokens, "
+    "prefix tokens and positions included, and only without biases and with activations that are linear in pieces, "
+    "which GELU is not.",
     needs={"gradient"},
     needs_also=lambda *, level, **_: needed_at(level),
     backwards=1,

@@ -13,6 +13,9 @@ from ..types import Trace
 
 @method(
     paper="a baseline; Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018",
+    family="baselines",
+    means="Where the picture has edges, found without any model.",
+    does_not_mean="It says nothing of the model: a map that resembles it may look right and explain nothing.",
     needs=(),
     class_specific=False,
 )

@@ -12,6 +12,10 @@ from ..types import Trace
 
 @method(
     paper="Muhammad and Yeasin, Eigen-CAM: Class Activation Map using Principal Components, IJCNN 2020",
+    family="class activation maps",
+    means="What stands out among the patch tokens that the last attention gets: their first principal component.",
+    does_not_mean="It knows neither class nor score: what varies most need not be what the answer rests on. The sign "
+    "of a component is a convention.",
     needs={"features"},
     class_specific=False,
 )

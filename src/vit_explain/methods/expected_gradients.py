@@ -19,6 +19,10 @@ GAP = 0.25  # of the difference that the map should add up to; samples scatter, 
 @method(
     paper="Erion et al., Improving performance of deep learning models with axiomatic attribution priors and expected "
     "gradients, Nature Machine Intelligence 2021",
+    family="gradients",
+    means="Each pixel's share, for and against, of the difference between the score and its mean over many baselines.",
+    does_not_mean="It depends on the baselines, which here are drawn colours, noise or blurs instead of the paper's "
+    "training pictures. Shares add up to the difference only up to the scatter of the samples.",
     needs={"probe"},
     forwards=101,
     backwards=50,

@@ -24,6 +24,11 @@ Combine = Literal["sum", "rescaled"]
 
 @method(
     paper="Srinivas and Fleuret, Full-Gradient Representation for Neural Network Visualization, NeurIPS 2019",
+    family="gradients",
+    means="The shares of pixels and of biases in the score, for and against, those of a bias at the patch whose token "
+    "it acts on.",
+    does_not_mean="They add up to the score only in a model that is linear in pieces, which a ViT is not: its "
+    "completeness_gap is often large. Shares of prefix tokens and of the head have no place and are not in the map.",
     needs={"probe"},
     forwards=2,
     backwards=1,

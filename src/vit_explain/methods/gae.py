@@ -12,6 +12,11 @@ from ..types import Trace
 @method(
     paper="Chefer, Gur and Wolf, Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder "
     "Transformers, ICCV 2021",
+    family="attention × gradient",
+    means="To first order, which patches the head drew the class from: positive attention times gradient, multiplied "
+    "through all layers.",
+    does_not_mean="Evidence against the class is dropped in every head before anything is added up, and the MLPs are "
+    "left out. The numbers do not add up to the score.",
     needs={"attention", "gradient"},
     backwards=1,
     class_specific=True,

@@ -14,6 +14,11 @@ from ..types import ALL, Trace
 @method(
     paper="Modarressi et al., GlobEnc: Quantifying Global Token Attribution by Incorporating the Whole Encoder Layer "
     "in Transformers, NAACL 2022",
+    family="attention",
+    means="How much of what the head reads comes from each patch, by the norms of what attention and residual bring, "
+    "multiplied through all layers.",
+    does_not_mean="A norm has no direction: contributions that cancel each other still count. The MLPs are left out, "
+    "and no class is asked about.",
     needs={"attention", "values", "tokens"},
     class_specific=False,
     read_rows_suffice=lambda **_: True,

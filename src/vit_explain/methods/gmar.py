@@ -16,6 +16,11 @@ from ..types import Layer, Trace
 @method(
     paper="Jo, Jang and Park, GMAR: Gradient-Driven Multi-Head Attention Rollout for Vision Transformer "
     "Interpretability, 2025 (arXiv 2504.19414)",
+    family="attention × gradient",
+    means="Where information could have come from, as in rollout, its heads weighted by how large the class's gradient "
+    "is there.",
+    does_not_mean="The class only chooses among heads, and a gradient against it counts like one for it, so the maps "
+    "of two classes differ little.",
     needs={"attention", "gradient"},
     backwards=1,
     class_specific=True,

@@ -12,6 +12,11 @@ from ..types import Trace
 
 @method(
     paper="Barkan et al., Grad-SAM: Explaining Transformers via Gradient Self-Attention Maps, CIKM 2021",
+    family="attention × gradient",
+    means="How much each patch is looked at, by all tokens in all layers, where more of that look would raise the "
+    "score.",
+    does_not_mean="Layers are averaged, not multiplied, so it does not follow what a token had gathered before it was "
+    "looked at. Looks that would lower the score are dropped.",
     needs={"attention", "gradient"},
     backwards=1,
     class_specific=True,

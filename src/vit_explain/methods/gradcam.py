@@ -10,6 +10,11 @@ from ..types import Attribution, Trace
 @method(
     paper="Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization, "
     "ICCV 2017",
+    family="class activation maps",
+    means="Where the features that speak for the class are, among the patch tokens as the last attention gets them.",
+    does_not_mean="In a model with a class token it sees only what the last attention still fetches from the patches, "
+    "not what that token had gathered before. Weights are averaged over patches, so a patch may light up that the "
+    "score does not depend on; evidence against is cut off.",
     needs={"features", "gradient"},
     backwards=1,
     class_specific=True,

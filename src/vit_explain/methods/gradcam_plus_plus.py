@@ -10,6 +10,11 @@ from ..types import Attribution, Trace
 @method(
     paper="Chattopadhay et al., Grad-CAM++: Generalized Gradient-Based Visual Explanations for Deep Convolutional "
     "Networks, WACV 2018",
+    family="class activation maps",
+    means="As gradcam, with positive gradients weighted such that several objects of a class can all show.",
+    does_not_mean="The weights are derived for features that are never negative, which tokens are not. As all of its "
+    "kind it reads patch tokens before the last attention, not what a class token had gathered before, and cuts off "
+    "evidence against.",
     needs={"features", "gradient"},
     backwards=1,
     class_specific=True,

@@ -11,6 +11,10 @@ from ..types import Layer, Trace
 
 @method(
     paper="Gildenblat, Exploring Explainability for Vision Transformers, 2020 (blog and code; no paper)",
+    family="attention × gradient",
+    means="To first order, which looks from token to token raise the score of the class, gathered over all layers.",
+    does_not_mean="Gradients are local: they tell what a small change of attention would do, not what the score is "
+    "made of. It finds evidence for the class that was asked for, also where the picture shows something else.",
     needs={"attention", "gradient"},
     backwards=1,
     class_specific=True,

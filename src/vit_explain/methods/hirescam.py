@@ -12,6 +12,11 @@ from ..types import Trace
 @method(
     paper="Draelos and Carin, Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural "
     "networks, arXiv 2020",
+    family="class activation maps",
+    means="To first order, what each patch's features say for and against the class as the last attention gets them.",
+    does_not_mean="It would be a share of the score only if all that follows were linear. In a model with a class "
+    "token it sees only what the last attention still fetches from the patches, not what that token had gathered "
+    "before.",
     needs={"features", "gradient"},
     backwards=1,
     class_specific=True,

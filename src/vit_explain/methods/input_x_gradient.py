@@ -12,6 +12,10 @@ from ..types import Trace
 @method(
     paper="Shrikumar et al., Not Just a Black Box: Learning Important Features Through Propagating Activation "
     "Differences, arXiv 2016",
+    family="gradients",
+    means="Each pixel's share of the score, for and against, were the model linear.",
+    does_not_mean="The model is not linear, so shares do not add up to the score. Pixels at zero, mean grey for most "
+    "models, get nothing, whatever they mean to it.",
     needs={"pixels", "gradient"},
     backwards=1,
     class_specific=True,

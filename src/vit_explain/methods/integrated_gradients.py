@@ -16,6 +16,10 @@ GAP = 0.05  # of the difference that the map should add up to; more is worth a w
 
 @method(
     paper="Sundararajan et al., Axiomatic Attribution for Deep Networks, ICML 2017",
+    family="gradients",
+    means="Each pixel's share, for and against, of the difference in the score between a baseline and the picture.",
+    does_not_mean="It depends on the baseline: a pixel that equals it gets nothing, whatever it means to the model. "
+    "The way between the two leads through pictures unlike those that the model was trained on.",
     needs={"probe"},
     forwards=52,
     backwards=50,

@@ -18,6 +18,10 @@ ROUNDING = 1e-10  # directions that the subsets do not tell apart, beside those 
 
 @method(
     paper="Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, NeurIPS 2017",
+    family="perturbation",
+    means="Shapley values: how the change of the score from no patches to all is shared out among groups of patches.",
+    does_not_mean="Unless all subsets are tried it is an estimate with noise. It depends on how patches are left out, "
+    "and its groups are rectangles that do not follow the picture's edges.",
     needs={"probe"},
     forwards=515,
     class_specific=True,

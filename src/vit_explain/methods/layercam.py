@@ -9,6 +9,10 @@ from ..types import Attribution, Trace
 
 @method(
     paper="Jiang et al., LayerCAM: Exploring Hierarchical Class Activation Maps for Localization, IEEE TIP 2021",
+    family="class activation maps",
+    means="Where features are present that the class would gain from more of, patch by patch.",
+    does_not_mean="Features that lower the score are left out, so it shows no evidence against. It reads patch tokens "
+    "before the last attention, not what a class token had gathered before.",
     needs={"features", "gradient"},
     backwards=1,
     class_specific=True,

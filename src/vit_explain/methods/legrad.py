@@ -16,6 +16,10 @@ from ..types import Layer, Trace
 @method(
     paper="Bousselham et al., LeGrad: An Explainability Method for Vision Transformers via Feature Formation "
     "Sensitivity, ICCV 2025",
+    family="attention × gradient",
+    means="Where more attention would raise the score that the head gives each layer's tokens, summed over layers.",
+    does_not_mean="It shows where more attention would help, not where the model looked: attention itself is not "
+    "multiplied in. The head was trained on the last layer, so what it says of early ones need not mean much.",
     needs={"attention", "tokens", "graph"},
     backwards=1,
     class_specific=True,

@@ -21,6 +21,11 @@ ALSO = {"input_x_gradient": set(), "attcat": {"attention", "tokens"}, "fullgrad_
 @method(
     paper="Mehri, Soleymani Baghshah and Pilehvar, LibraGrad: Balancing Gradient Flow for Universally Better Vision "
     "Transformer Attributions, CVPR 2025",
+    family="relevance propagation",
+    means="Each patch's share of the score, for and against, by gradients balanced such that tokens and biases "
+    "together add up to it.",
+    does_not_mean="It does not say why the model attended as it did: attention is taken as a constant. The map alone "
+    "does not add up to the score, since the shares of prefix tokens, and by default those of biases, are not in it.",
     needs={"gradient"},
     needs_also=lambda *, over, level: ALSO[over] | needed_at(level),
     backwards=1,

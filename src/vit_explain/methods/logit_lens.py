@@ -14,6 +14,11 @@ from ..types import Trace, block_elements
 
 @method(
     paper="Vilas et al., Analyzing Vision Transformers for Image Classification in Class Embedding Space, NeurIPS 2023",
+    family="looking inside",
+    means="How likely the model's head would find the class if each patch's token were all that it reads, at one "
+    "layer.",
+    does_not_mean="It is not the model's answer: the head may never read patch tokens, and those of early layers do "
+    "not speak its language. A token of a deep layer holds more than its own patch.",
     needs={"tokens"},
     class_specific=True,
     signed=True,

@@ -15,6 +15,10 @@ from ..types import Attribution, Trace
 
 @method(
     paper="Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014",
+    family="perturbation",
+    means="How much the score falls when a patch is left out; negative where it rises.",
+    does_not_mean="Patches are left out place by place, so what the picture shows twice looks needless, and what "
+    "counts only together is not found. It depends on how patches are left out.",
     needs={"probe"},
     forwards=198,
     class_specific=True,

@@ -13,6 +13,10 @@ from ..types import Layer, Trace
 
 @method(
     paper="Voita, Talbot, Moiseev, Sennrich and Titov, Analyzing Multi-Head Self-Attention, ACL 2019",
+    family="relevance propagation",
+    means="From which patches the last attention fetched what then counted for the class.",
+    does_not_mean="It shows one layer, whose tokens have already gathered from elsewhere. The relevance of all "
+    "positive contributions depends little on the class, so the maps of two classes are often alike.",
     needs={"features", "gradient", "probe"},
     forwards=2,
     backwards=2,

@@ -13,6 +13,9 @@ from ..types import Trace
 
 @method(
     paper="a baseline; Hooker et al., A Benchmark for Interpretability Methods in Deep Neural Networks, NeurIPS 2019",
+    family="baselines",
+    means="Nothing: independent noise at each patch, which any method must beat.",
+    does_not_mean="It looks at neither the model nor what the picture shows.",
     needs=(),
     class_specific=False,
 )

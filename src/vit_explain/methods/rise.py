@@ -16,6 +16,10 @@ from ..types import Attribution, Trace
 
 @method(
     paper="Petsiuk, Das and Saenko, RISE: Randomized Input Sampling for Explanation of Black-box Models, BMVC 2018",
+    family="perturbation",
+    means="How likely the class is on average when a pixel is visible and random other parts are not.",
+    does_not_mean="The mean over all masks is part of every pixel's value, so only differences say something. Few "
+    "masks leave noise, and masked pictures are unlike those that the model was trained on.",
     needs={"probe"},
     forwards=501,
     class_specific=True,

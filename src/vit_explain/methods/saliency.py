@@ -12,6 +12,10 @@ from ..types import Trace
 @method(
     paper="Simonyan et al., Deep Inside Convolutional Networks: Visualising Image Classification Models and Saliency "
     "Maps, ICLR Workshop 2014",
+    family="gradients",
+    means="How strongly the score reacts to a small change of each pixel, in whichever direction.",
+    does_not_mean="Gradients are local: what the answer rests on may have a small one where the score hardly moves any "
+    "more. It has no sign and is no share of the score.",
     needs={"pixels", "gradient"},
     backwards=1,
     class_specific=True,

@@ -17,6 +17,10 @@ from ..types import Attribution, Trace
 @method(
     paper="Wang et al., Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks, "
     "CVPR Workshops 2020",
+    family="class activation maps",
+    means="Where features are that keep the score high when only the places where they are strong are shown.",
+    does_not_mean="Masked pictures are unlike those that the model was trained on, and only some channels are tried. "
+    "The softmax over channels can give nearly all weight to one of them.",
     needs={"features", "probe"},
     forwards=65,
     class_specific=True,

@@ -15,6 +15,10 @@ from ..types import Attribution, Trace
 
 @method(
     paper="Castro, Gómez and Tejada, Polynomial Calculation of the Shapley Value Based on Sampling, COR 2009",
+    family="perturbation",
+    means="Shapley values: what each group of patches adds to the score when it joins, on average over random orders.",
+    does_not_mean="A mean over few orders has noise, which standard_error tells. It depends on how patches are left "
+    "out, and its groups are rectangles that do not follow the picture's edges.",
     needs={"probe"},
     forwards=483,
     class_specific=True,

@@ -11,6 +11,11 @@ from ..types import Trace
 
 @method(
     paper="Smilkov et al., SmoothGrad: removing noise by adding noise, ICML Workshop 2017",
+    family="gradients",
+    means="How strongly the score reacts to a small change of each pixel, averaged over noisy copies of the picture so "
+    "that small wiggles cancel.",
+    does_not_mean="It is still a reaction, without a sign, and no share of the score. It depends on how much noise is "
+    "added, and noisy pictures are unlike those that most models were trained on.",
     needs={"probe"},
     forwards=51,
     backwards=50,

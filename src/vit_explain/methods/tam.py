@@ -15,6 +15,11 @@ from ..types import Trace
 @method(
     paper="Yuan et al., Explaining Information Flow Inside Vision Transformers Using Markov Chain, NeurIPS 2021 "
     "workshop",
+    family="attention × gradient",
+    means="How much of the head's attention leads down to each patch, times how much attention to it in the last layer "
+    "raises the score, on average along a path from an empty image.",
+    does_not_mean="The gradient is the last layer's alone and depends on where the path starts, mean grey for most "
+    "models. Evidence against the class is dropped, and the numbers do not add up to the score.",
     needs={"attention", "probe"},
     forwards=21,
     backwards=20,

@@ -18,6 +18,11 @@ BLOCK = 4096  # features compared with all centres at a time
 
 @method(
     paper="Englebert et al., Explaining Through Transformer Input Sampling, ICCV Workshops 2023",
+    family="perturbation",
+    means="How likely the class is on average when a patch is among the half that is kept, over halves that the "
+    "model's own features suggest.",
+    does_not_mean="Patches that are kept together with decisive ones share their success. Values are mean "
+    "probabilities and no shares of the score: only differences say something.",
     needs={"probe"},
     forwards=514,
     class_specific=True,

@@ -16,6 +16,10 @@ from ..types import Attribution, Trace
 
 @method(
     paper="Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, TMLR 2024",
+    family="looking inside",
+    means="What divides the patches most: one principal component of their tokens at one layer.",
+    does_not_mean="It knows neither class nor score. The sign is a convention, and the components of two pictures are "
+    "not the same direction.",
     needs={"tokens"},
     class_specific=False,
     signed=True,

@@ -15,6 +15,11 @@ from ..types import Layer, Trace
 @method(
     paper="Wu et al., Token Transformation Matters: Towards Faithful Post-hoc Explanation for Vision Transformer, "
     "CVPR 2024",
+    family="attention × gradient",
+    means="Positive attention times gradient through all layers, weighted by how much longer tokens become and how "
+    "much of their direction they keep.",
+    does_not_mean="How a token changes says nothing of the class by itself, and evidence against it is dropped. The "
+    "formulas could not be checked against the paper or its code, so the authors' maps may differ.",
     needs={"attention", "tokens", "attended", "gradient"},
     backwards=1,
     class_specific=True,

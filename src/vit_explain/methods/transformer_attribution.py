@@ -13,6 +13,11 @@ from ..types import Layer, Trace
 
 @method(
     paper="Chefer, Gur and Wolf, Transformer Interpretability Beyond Attention Visualization, CVPR 2021",
+    family="relevance propagation",
+    means="Which patches the head drew the class from: the relevance of attention, weighted by its gradient, through "
+    "all layers.",
+    does_not_mean="Only positive contributions are followed and kept, so it shows evidence for the class and none "
+    "against; the numbers do not add up to the score. Two classes cannot be contrasted.",
     needs={"attention", "gradient", "probe"},
     forwards=2,
     backwards=2,

@@ -9,7 +9,14 @@ from ..registry import method
 from ..types import Trace
 
 
-@method(paper="a baseline, from no paper", needs=(), class_specific=False)
+@method(
+    paper="a baseline, from no paper",
+    family="baselines",
+    means="Nothing: the same number at every patch.",
+    does_not_mean="It puts no patch above another, so it agrees and disagrees with no map.",
+    needs=(),
+    class_specific=False,
+)
 def uniform(trace: Trace) -> Tensor:
     """One at every patch: what a metric says of a map that says nothing.
 

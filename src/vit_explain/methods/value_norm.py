@@ -14,6 +14,10 @@ from ..types import ALL, Layer, Trace
 
 @method(
     paper="Kobayashi et al., Attention is Not Only a Weight: Analyzing Transformers with Vector Norms, EMNLP 2020",
+    family="attention",
+    means="How large a vector one layer's attention brings from each patch to what the head reads.",
+    does_not_mean="A large vector need not matter to the answer, and those of different patches may cancel. The "
+    "residual, the MLPs and the other layers are left out, and no class is asked about.",
     needs={"attention", "values"},
     class_specific=False,
     read_rows_suffice=lambda **_: True,

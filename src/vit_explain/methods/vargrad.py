@@ -16,6 +16,11 @@ from ..types import Trace
 @method(
     paper="Adebayo et al., Local Explanation Methods for Deep Neural Networks Lack Sensitivity to Parameter Values, "
     "ICLR Workshop 2018",
+    family="gradients",
+    means="How much the gradient changes between noisy copies of the picture: where the score's reaction depends on "
+    "details.",
+    does_not_mean="A variance is no amount of evidence: a pixel with a large but steady gradient gets nothing. It has "
+    "no sign and depends on how much noise is added.",
     needs={"pixels", "gradient", "probe"},
     forwards=51,
     backwards=51,

@@ -16,6 +16,10 @@ from ..types import Attribution, Trace
 
 @method(
     paper="Xie, Li, Cao and Zhang, ViT-CX: Causal Explanation of Vision Transformers, IJCAI 2023",
+    family="perturbation",
+    means="Which of the model's own feature maps, used as masks, keep the class likely beside mere noise.",
+    does_not_mean="It can only show shapes that the features have, and a pixel shares in all that its masks achieve. "
+    "Masked and noisy pictures are unlike those that the model was trained on.",
     needs={"probe"},
     forwards=200,
     class_specific=True,

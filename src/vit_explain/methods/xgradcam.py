@@ -11,6 +11,11 @@ from ..types import Attribution, Trace
 
 @method(
     paper="Fu et al., Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs, BMVC 2020",
+    family="class activation maps",
+    means="As gradcam, with gradients averaged by how active each patch is, so that the map, before it is cut off at "
+    "zero, adds up to features times gradient.",
+    does_not_mean="Tokens have a sign, so a channel's sum may be close to zero and its weight huge: few channels then "
+    "rule the map. It reads patch tokens before the last attention, not what a class token had gathered before.",
     needs={"features", "gradient"},
     backwards=1,
     class_specific=True,
