@@ -235,7 +235,8 @@ def _watch_tokens(
 
     def keep_norms(tokens: Any) -> Any:
         if isinstance(tokens, Tensor) and tokens.ndim == 3 and tokens.shape[1] == length:
-            seen.norms = torch.linalg.vector_norm(tokens.detach(), dim=2, dtype=torch.float32)
+            wide = torch.promote_types(tokens.dtype, torch.float32)
+            seen.norms = torch.linalg.vector_norm(tokens.detach(), dim=2, dtype=wide).float()
         return tokens
 
     if needs:  # a few numbers a token, which tell whether a map says more than where artifact tokens are
