@@ -148,5 +148,3 @@ def _renamed(model: Any, names: dict[str, str]) -> dict[str, Tensor]:
             if name.startswith(old):
                 state[new + name.removeprefix(old)] = value
     return state
-
-
