@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from functools import partial
 
 import pytest
@@ -17,6 +18,7 @@ from vit_explain import Explainer
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore:Importing from timm.models.layers")]
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="torchcam needs Python 3.11")
 @pytest.mark.parametrize("last", [1, 2, 3])
 def test_torchcam(last):
     from torchcam.methods import LeGrad

@@ -19,7 +19,8 @@ from ..types import Trace
     paper="Achtibat et al., AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers, ICML 2024",
     needs={"gradient"},
     needs_also=lambda *, level, **_: needed_at(level),
-    backwards=1,
+    forwards=2,  # so much it costs: γ takes the products of linear layers and convolutions twice
+    backwards=2,
     class_specific=True,
     signed=True,
     within=lambda *, attention, linear_gamma, conv_gamma, epsilon, **_: Rules(
@@ -56,5 +57,8 @@ def attn_lrp(
     the grid of the authors' example. They suit no model in particular: γ must be tuned for every one. Any γ doubles
     the cost of the layers that it concerns; with 0 a look costs one plain forward and backward. ``epsilon`` is added
     to the size of outputs, so small ones lose relevance.
+
+    With ``attention="detach"`` this is what lxt and zennit give for vision transformers, where zennit's γ reaches all
+    linear layers; it does not reach the projections inside ``nn.MultiheadAttention``, which torchvision's models use.
     """
     return relevance(trace, level)
