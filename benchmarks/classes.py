@@ -24,7 +24,7 @@ def one_by_one(explainer: Explainer, pixels: Tensor, targets: list[int], method:
 
 def classes(rounds: int) -> Table:
     rows = table("Several classes of several images: one call beside one call each", "method", "model", "images",
-                 "classes", "forwards", "calls of one ms", "one call ms", "times faster", "at least", "met")  # fmt: skip
+                 "classes", "forwards", "single calls ms", "one call ms", "faster", "at least", "met")  # fmt: skip
     for title, (batch, number) in CASES.items():
         model, pixels, targets = build(MODELS[title]), images(batch), list(range(number))
         explainer = Explainer(model)

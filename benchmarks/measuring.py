@@ -55,9 +55,8 @@ class Timing:
 
 
 def in_turns(bare: Work, works: Sequence[Work], rounds: int) -> list[Timing]:
-    """Each work beside the bare run before it, which serves a few of them; the first run of each is not counted."""
-    for work in (bare, *works):
-        work()
+    """Each work beside the bare run before it, which serves a few of them; the very first runs are not counted."""
+    bare(), works[0]()
     found: list[list[tuple[float, float]]] = [[] for _ in works]
     for _ in range(rounds):
         plain = 0.0
