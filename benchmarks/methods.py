@@ -1,4 +1,4 @@
-"""Every method of few passes over the bare passes; the list and the number of passes come from the registry."""
+"""Every method of few passes over the bare passes; which they are and what they cost beyond comes from the registry."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SINGLE = {"attn_lrp": {"linear_gamma": 0.0, "conv_gamma": 0.0}}
 
 
 def cases(with_backward: bool) -> list[tuple[Method, dict[str, Any], float | None]]:
-    """(method, options, limit); methods of more passes have none."""
+    """(method, options, limit); methods of more passes, or whose definition asks for more than passes, have none."""
     few = [one for one in list_methods() if max(one.forwards, one.backwards) <= MOST]
     few = [one for one in few if bool(one.backwards) == with_backward]
     found: list[tuple[Method, dict[str, Any], float | None]] = [
-        (one, {}, LIMIT if max(one.forwards, one.backwards) == 1 else None) for one in few
+        (one, {}, LIMIT if max(one.forwards, one.backwards) == 1 and not one.beyond_passes else None) for one in few
     ]
     return found + [(one, SINGLE[one.name], LIMIT) for one in few if one.name in SINGLE]
 
@@ -38,7 +38,7 @@ def methods(rounds: int) -> Table:
             maps = [partial(explainer.attribute, pixels, None, one.name, **options) for one, options, _ in chosen]
             timings = in_turns(partial(bare, model, pixels), maps, rounds)
             for (one, options, limit), found in zip(chosen, timings, strict=True):
-                passes = f"{one.forwards}F {one.backwards}B" if not options else "1F 1B"
+                passes = f"{one.forwards}F {one.backwards}B{' +' if one.beyond_passes and not options else ''}"
                 rows.add_row(one.name, words(options), passes, title, str(len(pixels)), milliseconds(found.bare),
                              milliseconds(found.work), *at_most(found.ratio, limit))  # fmt: skip
     return rows

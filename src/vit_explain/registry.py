@@ -35,6 +35,7 @@ class Method:
     read_rows_suffice: Callable[..., bool]
     within: Callable[..., AbstractContextManager[Any]]
     needs_also: Callable[..., Iterable[str]] = lambda **_: ()
+    beyond_passes: str = ""
 
     def needed(self, settings: dict[str, Any]) -> frozenset[str]:
         """What a look must keep with these options."""
@@ -79,12 +80,14 @@ def method(
     read_rows_suffice: Callable[..., bool] = lambda **_: False,
     within: Callable[..., AbstractContextManager[Any]] = lambda **_: nullcontext(),
     needs_also: Callable[..., Iterable[str]] = lambda **_: (),
+    beyond_passes: str = "",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function under its own name; the first line of its docstring is the summary.
 
     ``read_rows_suffice``: from the options, whether of the last block's queries only those that the head reads matter;
     where they are single tokens, the others are then not kept. ``within``: from the options, what the look happens in,
     for methods that change how gradients flow. ``needs_also``: from the options, what is needed on top.
+    ``beyond_passes``: what takes much time besides the passes, where the method's own definition asks for it.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,6 +117,7 @@ def method(
             read_rows_suffice,
             within,
             needs_also,
+            beyond_passes,
         )
         return function
 

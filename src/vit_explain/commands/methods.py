@@ -25,6 +25,7 @@ def methods(
                     "paper": method.paper,
                     "forwards": method.forwards,
                     "backwards": method.backwards,
+                    "beyond_passes": method.beyond_passes,
                     "class_specific": method.class_specific,
                     "signed": method.signed,
                     "needs": sorted(method.needs),
@@ -45,6 +46,8 @@ def methods(
             facts.append("signed: for and against")
         console.print(f"{method.name}\n  {method.summary}")
         console.print(f"  {'; '.join(facts)}; {passes} a photo")
+        if method.beyond_passes:
+            console.print(f"  takes longer than its passes: {method.beyond_passes}")
         console.print(f"  {method.paper}")
         for name, option in method.options.items():
             console.print(f"    {name} = {option.default}: {option.allowed}")

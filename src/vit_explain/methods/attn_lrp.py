@@ -19,8 +19,8 @@ from ..types import Trace
     paper="Achtibat et al., AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers, ICML 2024",
     needs={"gradient"},
     needs_also=lambda *, level, **_: needed_at(level),
-    forwards=2,  # so much it costs: γ takes the products of linear layers and convolutions twice
-    backwards=2,
+    backwards=1,
+    beyond_passes="γ takes the products of linear layers and convolutions twice",
     class_specific=True,
     signed=True,
     within=lambda *, attention, linear_gamma, conv_gamma, epsilon, **_: Rules(
