@@ -9,13 +9,15 @@ PHOTO_NAME = $(basename $(notdir $(PHOTO)))
 # -e keeps the checkout in use, so only what is listed here makes an installation stale.
 SETUP := pyproject.toml constraints.txt src/vit_explain/_version.py
 
-.PHONY: help demo test slow lint format docs bench constraints clean
+.PHONY: help demo test slow peers lint format docs bench constraints clean
 
 help:
 	@echo "make demo    install, then explain $(PHOTO) with the bundled model; pictures in demo/"
 	@echo "make test    install, then lint, type check and test"
 	@echo "make slow    the tests that take minutes"
-	@echo "make bench   speed and memory beside the plain model and the original script"
+	@echo "make peers   the same maps as other packages give, which this installs"
+	@echo "make bench   speed and memory beside the plain model, the original script and other packages;"
+	@echo "             make bench PARTS=\"speed memory\" for some of the tables"
 	@echo "make docs    write docs/methods.md from the methods themselves"
 	@echo "make lint | format | constraints | clean"
 
@@ -33,6 +35,9 @@ test: lint
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
 
+peers: $(VENV)/.bench
+	$(BIN)/python -m pytest -m peers tests/peers
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,11 +53,11 @@ docs: $(VENV)/.installed
 	@mv docs/methods.md.part docs/methods.md
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/bench.py $(PARTS)
 
 # The newest versions that fit together, for every supported Python; names and versions only.
 constraints: $(VENV)/.dev
-	echo uv | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --extra dev \
+	echo uv | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --extra dev --extra bench \
 	    --no-header --no-annotate pyproject.toml - --output-file constraints.txt
 
 clean:
@@ -81,4 +86,9 @@ $(VENV)/.installed: $(VENV)/.created $(SETUP)
 $(VENV)/.dev: $(VENV)/.installed
 	@echo "Installing what the tests need ..."
 	@$(call install,.[dev])
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	@echo "Installing the packages to compare with ..."
+	@$(call install,.[bench])
 	@touch $@

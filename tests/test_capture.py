@@ -225,3 +225,10 @@ def test_lively_models_are_lively(vit, pixels):
     attentions, gradients = unfused_attention(vit, pixels, target=0)
     assert all(a.std(-1).mean() > 0.01 for a in attentions)
     assert all((g > 0).any() and (g < 0).any() for g in gradients)
+
+
+def test_models_in_double_precision_give_the_same_maps_in_single(vit, pixels):
+    expected = Explainer(vit).attribute(pixels, 2, "gradient_rollout")
+    found = Explainer(vit.double()).attribute(pixels, 2, "gradient_rollout")
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)

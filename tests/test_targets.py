@@ -81,8 +81,13 @@ def test_scores_are_logits_differences_and_functions():
     assert run(lambda output: output["output"].square().sum(1)) == [15.0, 39.0]
     with pytest.raises(TargetError, match=r"one number an image, \(2,\), not \(2, 5\)"):
         run(lambda output: output["output"])
-    with pytest.raises(TargetError, match="cannot be mixed"):
-        run([0, lambda output: output["output"][:, 0]])
+    first, third = (lambda output: output["output"][:, 0]), (lambda output: output["output"][:, 2])
+    assert run([first, third]) == [0.0, 1.0]
+    assert run([third, first]) == [1.0, 5.0]
+    assert run([Contrast(3, 0), Contrast(1, 4)]) == [2.0, -3.0]
+    for mixed in ([0, first], [first, 0], [0, Contrast(0, 1)], [Contrast(0, 1), 0], [first, Contrast(0, 1)]):
+        with pytest.raises(TargetError, match="cannot be mixed"):
+            run(mixed)
 
 
 def test_a_function_of_one_logit_is_that_class(vit, pixels):

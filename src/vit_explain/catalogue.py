@@ -35,6 +35,7 @@ def details(method: Method) -> list[tuple[str, str]]:
         ("Does not mean", method.does_not_mean),
         ("Explains", answers + ("; signed: for and against" if method.signed else "")),
         ("Passes", f"{passes(method)} a photo"),
+        *([("And besides", method.beyond_passes)] if method.beyond_passes else []),
         ("Needs", _needs(method)),
         ("Paper", method.paper),
         *(("Option", _option(name, method)) for name in method.options),
@@ -53,6 +54,7 @@ def as_dict(method: Method) -> dict[str, Any]:
         "paper": method.paper,
         "forwards": method.forwards,
         "backwards": method.backwards,
+        "beyond_passes": method.beyond_passes,
         "class_specific": method.class_specific,
         "signed": method.signed,
         "needs": sorted(method.needs),
@@ -108,6 +110,8 @@ def _section(method: Method) -> Iterable[str]:
     yield f"**What it means.** {method.means}"
     yield f"**What it does not mean.** {method.does_not_mean}"
     yield from (" ".join(paragraph.split()) for paragraph in rest if paragraph.strip())
+    if method.beyond_passes:
+        yield f"Takes longer than its passes: {method.beyond_passes}."
     if method.options:
         rows = [f"| `{name}` | {default_of(o.default)} | {o.allowed} |" for name, o in method.options.items()]
         yield "\n".join(["| option | default | allowed |", "|---|---|---|", *rows])

@@ -38,6 +38,7 @@ class Method:
     read_rows_suffice: Callable[..., bool]
     within: Callable[..., AbstractContextManager[Any]] | None
     needs_also: Callable[..., Iterable[str]]
+    beyond_passes: str
 
     @property
     def fast(self) -> bool:
@@ -101,6 +102,7 @@ def method(
     read_rows_suffice: Callable[..., bool] = lambda **_: False,
     within: Callable[..., AbstractContextManager[Any]] | None = None,
     needs_also: Callable[..., Iterable[str]] = lambda **_: (),
+    beyond_passes: str = "",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function under its own name; the first line of its docstring is the summary.
 
@@ -108,7 +110,8 @@ def method(
     map for, and what not. ``read_rows_suffice``: from the options, whether of the last block's queries only those that
     the head reads matter; where they are single tokens, the others are then not kept. ``within``: from the options,
     what the look happens in, for methods that change how gradients flow. ``needs_also``: from the options, what is
-    needed on top.
+    needed on top. ``beyond_passes``: what takes much time besides the passes, where the method's own definition asks for
+    it.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -143,6 +146,7 @@ def method(
             read_rows_suffice,
             within,
             needs_also,
+            beyond_passes,
         )
         return function
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .errors import TargetError, near
 
+MIXED = "functions, contrasts and classes cannot be mixed in one batch: explain them separately"
 MOST_TOP = re.compile(r"top[-_ ]?(\d+)")
 
 
@@ -67,18 +68,31 @@ def resolve(wanted: list[list[Any]], logits: Tensor, labels: Sequence[str] | Non
 
 def score(targets: Sequence[Target], logits: Tensor, output: Any) -> Tensor:
     """The numbers (B,) to explain, in the graph; ``logits`` (B, classes) is read from ``output`` by the family."""
-    function = targets[0].function
-    if function is not None:
-        values = function(output)
-        if not isinstance(values, Tensor) or values.shape != (len(targets),):
-            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise TargetError(f"the target function must return one number an image, ({len(targets)},), not {shape}")
-        return values.float()
+    if any(target.function is not None for target in targets):
+        return _returned(targets, output)
     rows = torch.arange(len(targets), device=logits.device)
     values = logits[rows, _numbers(targets, "index", logits)]
-    if targets[0].against is not None:
+    if any(target.against is not None for target in targets):
         values = values - logits[rows, _numbers(targets, "against", logits)]
     return values.float()
+
+
+def _returned(targets: Sequence[Target], output: Any) -> Tensor:
+    """What each image's own function makes of it."""
+    values: dict[int, Tensor] = {}
+    for function in (target.function for target in targets):
+        if function is None:
+            raise TargetError(MIXED)
+        if id(function) in values:
+            continue
+        found = function(output)
+        if not isinstance(found, Tensor) or found.shape != (len(targets),):
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise TargetError(f"the target function must return one number an image, ({len(targets)},), not {shape}")
+        values[id(function)] = found.float()
+    places = {known: place for place, known in enumerate(values)}
+    which = [places[id(target.function)] for target in targets]
+    return torch.stack(list(values.values()))[which, range(len(targets))]
 
 
 def class_number(given: int | str, classes: int, labels: Sequence[str] | None) -> int:
@@ -138,5 +152,5 @@ def _label_number(given: str, labels: Sequence[str] | None) -> int:
 def _numbers(targets: Sequence[Target], which: str, logits: Tensor) -> Tensor:
     numbers = [getattr(target, which) for target in targets]
     if None in numbers:
-        raise TargetError("functions, contrasts and classes cannot be mixed in one batch: explain them separately")
+        raise TargetError(MIXED)
     return torch.tensor(numbers, device=logits.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from ..contributions import roll_contributions, written
@@ -21,6 +22,7 @@ from ..types import ALL, Trace, block_elements
     "left out.",
     needs={"attention", "values", "tokens", "attended"},
     class_specific=False,
+    beyond_passes="a vector of D numbers for each pair of tokens in every block",
     read_rows_suffice=lambda **_: True,
 )
 def alti(trace: Trace) -> Tensor:
@@ -44,17 +46,17 @@ def alti(trace: Trace) -> Tensor:
         projection = trace.inquiry.projection(number)
         whole = tokens + trace.attended[number].float()
         batch, keys, width = tokens.shape
-        step = max(1, 4 * block_elements(layer.device) // (keys * width))
+        step = max(1, block_elements(layer.device) // (keys * width))
         for image in range(batch):
             one = slice(image, image + 1)
-            vectors = written(layer, projection, one, ALL)
+            vectors = written(layer, projection, one, ALL)[0]  # (M, H, D)
             for first in range(rows.start, rows.stop, step):
                 part = slice(first, min(first + step, rows.stop))
-                weights = layer.attention(one, part).permute(0, 3, 2, 1)  # (1, M, rows, H)
-                parts = weights @ vectors  # T: (1, M, rows, D)
-                parts.diagonal(-first, 1, 2).add_(tokens[one, part].transpose(1, 2))
-                y = whole[one, None, part]
-                near = y.abs().sum(3) - parts.sub_(y).abs_().sum(3)
-                yield one, part, near.clamp_min_(0).transpose(1, 2)
+                weights = layer.attention(one, part)[0].permute(2, 1, 0).contiguous()  # (M, rows, H)
+                y = whole[image, part]
+                parts = torch.bmm(weights, vectors)  # T: (M, rows, D)
+                parts.diagonal(-first, 0, 1).add_(tokens[image, part].T)
+                near = y.abs().sum(1) - parts.sub_(y).abs_().sum(2)
+                yield one, part, near.clamp_min_(0).T.unsqueeze(0)
 
     return trace.patches(roll_contributions(trace, nearness))

@@ -25,6 +25,7 @@ from ..types import Trace
     needs={"gradient"},
     needs_also=lambda *, level, **_: needed_at(level),
     backwards=1,
+    beyond_passes="γ takes the products of linear layers and convolutions twice",
     class_specific=True,
     signed=True,
     within=lambda *, attention, linear_gamma, conv_gamma, epsilon, **_: Rules(
@@ -61,5 +62,8 @@ def attn_lrp(
     the grid of the authors' example. They suit no model in particular: γ must be tuned for every one. Any γ doubles
     the cost of the layers that it concerns; with 0 a look costs one plain forward and backward. ``epsilon`` is added
     to the size of outputs, so small ones lose relevance.
+
+    With ``attention="detach"`` this is what lxt and zennit give for vision transformers, where zennit's γ reaches all
+    linear layers; it does not reach the projections inside ``nn.MultiheadAttention``, which torchvision's models use.
     """
     return relevance(trace, level)

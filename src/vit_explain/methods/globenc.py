@@ -21,6 +21,7 @@ from ..types import ALL, Trace
     "and no class is asked about.",
     needs={"attention", "values", "tokens"},
     class_specific=False,
+    beyond_passes="a product with a matrix of H by H for each pair of tokens in every block",
     read_rows_suffice=lambda **_: True,
 )
 def globenc(trace: Trace) -> Tensor:

@@ -40,7 +40,9 @@ def scorecam(
 
     ``channels``: only so many channels, those that vary most over the patches (as Tabayashi's Faster Score-CAM); the
     paper takes ``"all"``, one forward each. ``score``: y is the logit, as in the paper's algorithm; probabilities lie
-    so close together that the softmax over k makes all weights nearly equal.
+    so close together that the softmax over k makes all weights nearly equal. pytorch-grad-cam upsamples with the
+    corners of token grid and image aligned, which stretches its masks, so its maps differ; with this upsampling they
+    are the same.
     """
     maps = patch_features(trace).transpose(1, 2)  # (B, D, patches)
     if channels != "all" and channels < maps.shape[1]:

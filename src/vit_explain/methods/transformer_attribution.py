@@ -21,6 +21,7 @@ from ..types import Layer, Trace
     needs={"attention", "gradient", "probe"},
     forwards=2,
     backwards=2,
+    beyond_passes="relevance goes through every operation by rules of several products each",
     class_specific=True,
 )
 def transformer_attribution(trace: Trace, *, start_layer: int = 0) -> Tensor:
