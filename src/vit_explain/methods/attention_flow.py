@@ -22,8 +22,8 @@ DEGENERATE = 0.01  # the share of patches with a cut of their own below which a 
 @method(
     paper="Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020",
     family="attention",
-    means="The most that could pass from each patch to what the head reads, were attention in the last blocks the width "
-    "of pipes that everything must fit through.",
+    means="The most that could pass from each patch to what the head reads, were attention in the last blocks the "
+    "width of pipes that everything must fit through.",
     does_not_mean="Where the answer came from: it knows no class, and a flow that could be is not one that was. Over "
     "the full depth it is the clipped column sums of the first block, the same whatever token the head reads.",
     beyond_passes="a maximum flow for each patch",
