@@ -7,6 +7,7 @@ maps of photos may show less clearly: ``benchmarks/mosaics.py`` measures on phot
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def parachute() -> Image.Image:
     angles = np.linspace(0, np.pi / 2, 30)
     edges = np.linspace(-1, 1, 10)
     seams = [[(FINE / 2 + e * reach * np.sin(a), rim - high * np.cos(a)) for a in angles] for e in edges]
-    for number, (left, right) in enumerate(zip(seams, seams[1:], strict=False)):
+    for number, (left, right) in enumerate(itertools.pairwise(seams)):
         middle = ((left[-1][0] + right[-1][0]) / 2, rim - 0.03 * FINE)
         draw.polygon([*left, middle, *reversed(right)], fill=stripes[number % len(stripes)])
     for seam in seams:

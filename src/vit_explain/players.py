@@ -22,15 +22,20 @@ def players_of(trace: Trace, players: int | str, *, follow_edges: bool) -> Tenso
     A player is a rectangle of patches, a patch, or with ``follow_edges`` a superpixel of patches that begins there.
     """
     grid, (height, width) = trace.anatomy.grid, trace.anatomy.covers
+    regular = rectangles(grid, players)
+    if not follow_edges:
+        return regular[None]
+    # One image at a time, so that its superpixels are the same alone and in a batch.
+    colours = [F.adaptive_avg_pool2d(one[None, :, :height, :width].float(), grid)[0] for one in trace.pixels]
+    return torch.stack([superpixels(one.permute(1, 2, 0), regular) for one in colours])
+
+
+def rectangles(grid: tuple[int, int], players: int | str) -> Tensor:
+    """(h, w) the number of the rectangle of patches that each patch belongs to, so many of them a side."""
     rows, columns = (side if players == "patches" else min(int(players), side) for side in grid)
     down = torch.arange(grid[0]) * rows // grid[0]
     across = torch.arange(grid[1]) * columns // grid[1]
-    rectangles = down[:, None] * columns + across
-    if not follow_edges:
-        return rectangles[None]
-    # One image at a time, so that its superpixels are the same alone and in a batch.
-    colours = [F.adaptive_avg_pool2d(one[None, :, :height, :width].float(), grid)[0] for one in trace.pixels]
-    return torch.stack([superpixels(one.permute(1, 2, 0), rectangles) for one in colours])
+    return down[:, None] * columns + across
 
 
 def play(trace: Trace, coalitions: Tensor, players: Tensor, fill: Fill, *, probability: bool) -> Tensor:

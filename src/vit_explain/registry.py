@@ -110,7 +110,7 @@ def method(
     map for, and what not. ``read_rows_suffice``: from the options, whether of the last block's queries only those that
     the head reads matter; where they are single tokens, the others are then not kept. ``within``: from the options,
     what the look happens in, for methods that change how gradients flow. ``needs_also``: from the options, what is
-    needed on top. ``beyond_passes``: what takes much time besides the passes, where the method's definition asks for it.
+    needed on top. ``beyond_passes``: what takes much time besides the passes, where a method's definition asks for it.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:

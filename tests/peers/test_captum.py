@@ -12,7 +12,7 @@ from alike import assert_same_map, bundled, photo
 from small_models import GRID, PATCH, SIZE
 
 from vit_explain import Explainer
-from vit_explain.perturb import player_of
+from vit_explain.players import rectangles
 
 pytestmark = pytest.mark.peers
 
@@ -113,13 +113,13 @@ def test_feature_ablation(vit, pixels, fill):
 
 def mask(players: int | str) -> torch.Tensor:
     """captum's numbers of the players, on pixels."""
-    numbers = player_of(GRID, players)
+    numbers = rectangles(GRID, players)
     return numbers.repeat_interleave(PATCH, 0).repeat_interleave(PATCH, 1).view(1, 1, *SIZE)
 
 
 def shares(per_pixel: torch.Tensor) -> torch.Tensor:
     """captum gives each of a player's pixels its whole value; here its patches share it."""
-    numbers = player_of(GRID, PLAYERS)
+    numbers = rectangles(GRID, PLAYERS)
     return of_patches(per_pixel) / numbers.flatten().bincount()[numbers]
 
 
