@@ -167,7 +167,7 @@ class _Skeleton:
         network = csr_array((counts[used], places), shape=(target + 1, target + 1))
         result = maximum_flow(network, source, target)
         short = int(counts[over].sum(dtype=np.int64)) - int(result.flow_value)
-        return short / scale, 2 * halves * tokens / scale, network, result.flow
+        return short / scale, tokens / scale, network, result.flow
 
     def _reached(self, network: csr_array, flow: csr_array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """(m, N) each: tokens that more could still flow to from the source, and from which to the sink."""
