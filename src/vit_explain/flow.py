@@ -140,14 +140,20 @@ class _Skeleton:
         """By how much the two parts fail to fill the cut, what rounding may do, the network and what flows in it."""
         own, tokens = np.arange(self.tokens), self.tokens
         source, target = self.source, self.source + 1
-        # (from, to, capacities, which of them are over the cut)
-        parts = [(source, own, self.supply, ~cut[0]), (source - tokens + own, target, column, cut[-1])]
+        leaving, arriving = np.zeros((2, self.levels - 1, tokens))
         for level in range(self.levels - 1):
             upper, lower = cut[level], ~cut[level + 1]
             if upper.any() and lower.any():
-                matrix, first = self.matrices[level], level * tokens
-                parts.append((first + own, target, (matrix @ lower) * upper, upper))
-                parts.append((source, first + tokens + own, (upper @ matrix) * lower, lower))
+                leaving[level] = (self.matrices[level] @ lower) * upper
+                arriving[level] = (upper @ self.matrices[level]) * lower
+        between = np.arange(leaving.size)
+        # (from, to, capacities, which of them are over the cut)
+        parts = [
+            (source, own, self.supply, ~cut[0]),
+            (source - tokens + own, target, column, cut[-1]),
+            (between, target, leaving.ravel(), True),
+            (source, tokens + between, arriving.ravel(), True),
+        ]
         side = cut.ravel()
         inside = side[self.tails] == side[self.heads]
         parts.append((self.tails[inside], self.heads[inside], self.capacities[inside], False))
@@ -167,7 +173,7 @@ class _Skeleton:
         network = csr_array((counts[used], places), shape=(target + 1, target + 1))
         result = maximum_flow(network, source, target)
         short = int(counts[over].sum(dtype=np.int64)) - int(result.flow_value)
-        return short / scale, 2 * halves * tokens / scale, network, result.flow
+        return short / scale, tokens / scale, network, result.flow
 
     def _reached(self, network: csr_array, flow: csr_array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """(m, N) each: tokens that more could still flow to from the source, and from which to the sink."""
