@@ -10,6 +10,9 @@ get there are in ``NOT_FAR``, each with what about it is the reason. Of these to
 that the maps of all classes have in common cannot change it: in more than half of the quarters the map of the class
 that is there has a larger share than the map of any other class. Those in ``HARDLY_BY_CLASS`` fail even this. A method
 that is in a list and passes nevertheless fails its test.
+
+Not settled yet: the lists are still empty. Which methods fall short, and why, has to be found out for each; until then
+these tests run with the slow ones, and fail for those methods.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from PIL import Image
 
 from vit_explain import Explainer, list_methods
 from vit_explain.image import prepare
+
+pytestmark = pytest.mark.slow
 
 CHANCE, FAR, MOST = 0.25, 0.4, 0.5
 # Every class twice, in two places. The model answers each with one of the four, by 84 % or more: golf ball, gas pump,
@@ -133,8 +138,9 @@ def is_far_above_chance(held: NDArray[np.float64]) -> bool:
 
 
 def test_the_model_knows_the_pictures():
+    model = explainer().model
     with torch.inference_mode():
-        sure = explainer().model(as_pixels([picture(name) for name in PICTURES])).softmax(1)
+        sure = model(as_pixels([picture(name) for name in PICTURES])).softmax(1)
     labels = explainer().labels
     assert labels is not None
     for name, own in zip(PICTURES, sure, strict=True):
