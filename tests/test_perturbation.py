@@ -22,7 +22,7 @@ from vit_explain.errors import OptionError
 from vit_explain.family import family_of
 from vit_explain.image import Preprocessing, prepare
 from vit_explain.inquiry import CHUNK, Subject
-from vit_explain.perturb import answers
+from vit_explain.perturb import answers, at_pixels
 from vit_explain.superpixels import superpixels
 from vit_explain.targets import Target
 from vit_explain.types import Trace
@@ -176,6 +176,8 @@ def test_pixels_that_no_patch_covers_stay(pixels):
     model = lively(VisionTransformer(**{**SMALL, "img_size": (37, 24)}))
     found = explained(model, torch.randn(1, 3, 37, 24), "occlusion", fill="zero")
     assert found.relevance.shape == (1, 4, 3) and found.relevance.std() > 0
+    mask = at_pixels(trace_of(model, torch.randn(1, 3, 37, 24)), torch.zeros(1, 12, dtype=torch.bool))[0, 0]
+    assert not mask[:32].any() and mask[32:].all()
 
 
 @pytest.mark.parametrize("name", DROPPABLE)
