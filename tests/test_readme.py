@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from vit_explain import list_methods
 from vit_explain.cli import app
+from vit_explain.registry import by_family
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,3 +59,12 @@ def test_the_opening_names_the_two_commands() -> None:
 def test_links_into_the_repository_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert "://" in target or (ROOT / target).exists(), target
+
+
+def test_every_method_is_listed_in_its_family() -> None:
+    section = README.split("\n## Methods\n")[1].split("\n## ")[0]
+    listed = {
+        family: set(re.findall(r"`(\w+)`", names))
+        for family, names in re.findall(r"^- \*\*(.+?)\*\*: (.*?)(?=^- |\n\n)", section, re.DOTALL | re.MULTILINE)
+    }
+    assert listed == {family: {one.name for one in found} for family, found in by_family(list_methods())}

@@ -69,19 +69,7 @@ def as_torchvision(model: Any) -> nn.Module:
         "norm.": "encoder.ln.",
         "head.": "heads.head.",
     }
-    for number in range(len(model.blocks)):
-        there = f"encoder.layers.encoder_layer_{number}."
-        names |= {
-            f"blocks.{number}.{old}": there + new
-            for old, new in {
-                "norm1.": "ln_1.",
-                "attn.qkv.": "self_attention.in_proj_",
-                "attn.proj.": "self_attention.out_proj.",
-                "norm2.": "ln_2.",
-                "mlp.fc1.": "mlp.0.",
-                "mlp.fc2.": "mlp.3.",
-            }.items()
-        }
+    names |= _of_blocks(model, "encoder.layers.encoder_layer_{}.", "self_attention.", ("mlp.0.", "mlp.3."))
     made.load_state_dict(_renamed(model, names))
     return made.double().eval()
 
@@ -108,19 +96,7 @@ def as_open_clip(model: Any) -> nn.Module:
         "norm_pre.": "ln_pre.",
         "norm.": "ln_post.",
     }
-    for number in range(len(model.blocks)):
-        there = f"transformer.resblocks.{number}."
-        names |= {
-            f"blocks.{number}.{old}": there + new
-            for old, new in {
-                "norm1.": "ln_1.",
-                "attn.qkv.": "attn.in_proj_",
-                "attn.proj.": "attn.out_proj.",
-                "norm2.": "ln_2.",
-                "mlp.fc1.": "mlp.c_fc.",
-                "mlp.fc2.": "mlp.c_proj.",
-            }.items()
-        }
+    names |= _of_blocks(model, "transformer.resblocks.{}.", "attn.", ("mlp.c_fc.", "mlp.c_proj."))
     state = _renamed(model, names)
     state["class_embedding"] = state["class_embedding"][0, 0]
     state["positional_embedding"] = state["positional_embedding"][0]
@@ -138,6 +114,22 @@ def as_siglip(model: Any) -> nn.Module:
     made.visual = tower
     made.encode_image = tower.forward
     return made
+
+
+def _of_blocks(model: Any, block: str, attention: str, mlp: tuple[str, str]) -> dict[str, str]:
+    """Names of the blocks' weights here, and there: of a block by its number, of attention and of the MLP in it."""
+    names = {}
+    for number in range(len(model.blocks)):
+        here, there = f"blocks.{number}.", block.format(number)
+        names |= {
+            f"{here}norm1.": f"{there}ln_1.",
+            f"{here}attn.qkv.": f"{there}{attention}in_proj_",
+            f"{here}attn.proj.": f"{there}{attention}out_proj.",
+            f"{here}norm2.": f"{there}ln_2.",
+            f"{here}mlp.fc1.": there + mlp[0],
+            f"{here}mlp.fc2.": there + mlp[1],
+        }
+    return names
 
 
 def _renamed(model: Any, names: dict[str, str]) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ from ..arguments import BUNDLED, open_explainer, read_list, read_options, read_t
 from ..errors import TargetError
 from ..terminal import complain, print_json, progress, screen
 from .explain import (
+    Against,
+    AsJson,
     Checkpoint,
     Colormap,
     Device,
@@ -54,9 +56,7 @@ def compare(
             "Repeatable.",
         ),
     ] = None,
-    against: Annotated[
-        str | None, typer.Option(metavar="CLASS", help="Explain --target rather than this class.")
-    ] = None,
+    against: Against = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", "-O", metavar="METHOD.KEY=VALUE", help="An option of one of the methods. Repeatable."),
@@ -65,7 +65,7 @@ def compare(
     opacity: Opacity = None,
     max_pixels: MaxPixels = None,
     out: Annotated[str, typer.Option(metavar="DIR", help="Where the photo's folder is made.")] = "vit-explain-out",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+    as_json: AsJson = False,
     device: Device = "cpu",
 ) -> int:
     """Compare methods on one photo: comparison.png, maps.png, agreement.png, comparison.npz and manifest.json."""

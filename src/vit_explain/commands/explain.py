@@ -36,6 +36,8 @@ MethodName = Annotated[
         help="One of `vit-explain methods`; by default rollout, and gradient_rollout where a --target is given.",
     ),
 ]
+Against = Annotated[str | None, typer.Option(metavar="CLASS", help="Explain --target rather than this class.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, or auto.")]
 Extra = Annotated[
     list[str] | None,
@@ -59,9 +61,7 @@ def explain(
         list[str] | None,
         typer.Option(metavar="CLASS", help="Class to explain: a number, a label, 'top1' or 'top3'. Repeatable."),
     ] = None,
-    against: Annotated[
-        str | None, typer.Option(metavar="CLASS", help="Explain --target rather than this class.")
-    ] = None,
+    against: Against = None,
     head_fusion: Annotated[str | None, typer.Option(metavar="mean|max|min", help="How heads become one.")] = None,
     discard_ratio: Annotated[
         str | None, typer.Option(metavar="0..1", help="Share of the lowest attention to discard; below 1.")
@@ -73,7 +73,7 @@ def explain(
     opacity: Opacity = None,
     max_pixels: MaxPixels = None,
     out: Annotated[str, typer.Option(metavar="DIR", help="Where a folder for each photo is made.")] = "vit-explain-out",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+    as_json: AsJson = False,
     device: Device = "cpu",
 ) -> int:
     """Explain photos: overlay.png, side_by_side.png, explanation.npz and manifest.json for each."""
