@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 LEVELS = [
     {"_version", "errors"},
     {"flow_cuts", "options", "paper", "photos", "ranks", "selection", "superpixels", "terminal", "types"},
-    {"biases", "flow", "hooks", "image", "registry", "relevance_rules", "swapped", "targets"},
+    {"biases", "flow", "heap", "hooks", "image", "registry", "relevance_rules", "swapped", "targets"},
     {"artifacts", "cams", "capture", "family", "heads", "perturb", "pixel_paths", "propagate", "relprop", "rules"},
     {"attention_paths", "contributions", "inquiry", "players"},
     {"catalogue", "inputs", "labels", "methods", "metrics", "models", "render", "sharing", "store"},

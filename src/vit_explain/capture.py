@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from .biases import BiasTap
 from .errors import CaptureError, TargetError
+from .heap import release_holes
 from .hooks import hooked
 from .types import Anatomy, Layer, Trace
 
@@ -56,6 +57,8 @@ class Slab:
             buffer = spare.pop() if fits else torch.empty(max(self.SIZE, size), dtype=torch.uint8)
             self._buffers.append(buffer)
             self._used = 0
+        if len(self._buffers) > self.SPARE:
+            release_holes()
         piece = self._buffers[-1][self._used : self._used + size]
         self._used += -(-size // self.ALIGNMENT) * self.ALIGNMENT
         return piece.view(tensor.dtype).view(tensor.shape).copy_(tensor)
