@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .capture import AttentionTap
 from .errors import OptionError, TargetError
-from .propagate import Weights, fused_blocks, support
+from .placed import from_keys, skipped, unmerged, windowed
+from .propagate import HeadFusion, Weights, fused_blocks, support
 from .types import ALL, Inquiry, Layer, Trace
 
 # What a look has to keep for ``read_attention``.
@@ -67,10 +68,32 @@ def accumulate(layers: list[Layer], rows: Tensor, weights: Weights) -> Tensor:
     """
     gained = torch.zeros_like(rows)
     for layer in reversed(layers):
+        if layer.place is not None:
+            rows, gained = _accumulate_placed(layer, rows, gained, weights)
+            continue
         state = rows + gained
         for images, part, fused in fused_blocks(layer, support(state.any(1)), weights, "mean", whole=False):
             gained[images] += state[images, :, part] @ fused
     return gained
+
+
+def _accumulate_placed(layer: Layer, rows: Tensor, gained: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+    """The rows, and what they gained, below a block whose attention is windowed, pooled, or of some queries alone."""
+    below = []
+    for row, more in zip(rows.unbind(1), gained.unbind(1), strict=True):
+        given = attended(layer, row + more, weights)
+        below.append((unmerged(layer, skipped(layer, row)), unmerged(layer, skipped(layer, more) + given)))
+    kept, added = zip(*below, strict=True)
+    return torch.stack(kept, 1), torch.stack(added, 1)
+
+
+def attended(layer: Layer, row: Tensor, weights: Weights, fusion: HeadFusion = "mean") -> Tensor:
+    """``r fuse_h(W)`` through a placed block: (B, F) on the tokens that leave it -> (B, E) on those that enter it."""
+    shares = windowed(layer, row)
+    given = shares.new_zeros(len(shares), layer.shape[3])
+    for images, part, fused in fused_blocks(layer, ALL, weights, fusion, whole=False):
+        given[images] += torch.bmm(shares[images, part].unsqueeze(1), fused).squeeze(1)
+    return from_keys(layer, given)
 
 
 def reading(trace: Trace) -> tuple[Layer, slice, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +24,7 @@ from .biases import BiasTap
 from .errors import CaptureError, TargetError
 from .heap import release_holes
 from .hooks import hooked
-from .types import Anatomy, Layer, Trace
+from .types import Anatomy, Layer, Plan, Trace
 
 SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 PRODUCT = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
@@ -118,7 +118,7 @@ class AttentionTap(TorchFunctionMode):
         out = F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-        if query.ndim != 4:
+        if query.ndim not in (4, 5):
             raise CaptureError(f"attention over {tuple(query.shape)} queries: only (B, heads, N, D) is understood")
         if enable_gqa:
             groups = query.shape[1] // key.shape[1]
@@ -126,6 +126,7 @@ class AttentionTap(TorchFunctionMode):
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = torch.zeros_like(attn_mask, dtype=torch.float32).masked_fill_(~attn_mask, -torch.inf)
         out = self._leaf(out)
+        query, key, value = by_window(query), by_window(key), by_window(value)
         queries = query.shape[2]
         if self.shortened is not None and len(self.layers) == self.shortened[0]:
             query = query[:, :, : self.shortened[1]]
@@ -153,6 +154,11 @@ class AttentionTap(TorchFunctionMode):
     def _leaf(self, out: Tensor) -> Tensor:
         """Start the graph here where nothing before it needs a gradient (frozen parameters, plain pixels)."""
         return out.detach().requires_grad_() if self.gradient and not out.requires_grad else out
+
+
+def by_window(tensor: Tensor) -> Tensor:
+    """(B, H, W, N, D), as windows of an image are sometimes kept apart, -> (B·W, H, N, D); others stay."""
+    return tensor if tensor.ndim == 4 else tensor.transpose(1, 2).flatten(0, 1)
 
 
 _TRAINING_LOCK = threading.RLock()
@@ -232,9 +238,10 @@ def _watch_tokens(
         seen.attended.append(checked(added, where).detach())
         return added
 
-    def keep_features(tokens: Any) -> Tensor:
+    def keep_features(features: Any) -> Tensor:
+        tokens, back = as_tokens(features, anatomy.grid)
         seen.features = checked(tokens, anatomy.features)
-        return seen.features
+        return back(seen.features)
 
     def keep_norms(tokens: Any) -> Any:
         if isinstance(tokens, Tensor) and tokens.ndim == 3 and tokens.shape[1] == length:
@@ -242,7 +249,7 @@ def _watch_tokens(
             seen.norms = torch.linalg.vector_norm(tokens.detach(), dim=2, dtype=wide).float()
         return tokens
 
-    if needs:  # a few numbers a token, which tell whether a map says more than where artifact tokens are
+    if needs and anatomy.blocks:  # a few numbers a token: does a map say more than where artifact tokens are?
         stack.enter_context(hooked(model.get_submodule(anatomy.blocks[-1]), after=keep_norms))
     if "tokens" in needs:
         for name in anatomy.blocks:
@@ -254,6 +261,16 @@ def _watch_tokens(
             stack.enter_context(hooked(model.get_submodule(name), after=partial(keep_attended, where=name)))
     if "features" in needs:
         stack.enter_context(hooked(model.get_submodule(anatomy.features), after=keep_features))
+
+
+def as_tokens(features: Any, grid: tuple[int, int]) -> tuple[Any, Callable[[Tensor], Tensor]]:
+    """Features of a grid, (B, C, h, w) or (B, h, w, C), as tokens (B, h·w, C), and the way back; others as they are."""
+    if isinstance(features, Tensor) and features.ndim == 4:
+        if features.shape[2:] == grid and features.shape[1:3] != grid:
+            return features.flatten(2).transpose(1, 2), lambda tokens: tokens.transpose(1, 2).unflatten(2, grid)
+        if features.shape[1:3] == grid:
+            return features.flatten(1, 2), lambda tokens: tokens.unflatten(1, grid)
+    return features, lambda tokens: tokens
 
 
 def _watch_biases(stack: ExitStack, model: nn.Module, pixels: Tensor, seen: Seen, anatomy: Anatomy) -> None:
@@ -272,6 +289,8 @@ def _watch_biases(stack: ExitStack, model: nn.Module, pixels: Tensor, seen: Seen
 
 def match(layers: list[Layer], anatomy: Anatomy) -> tuple[list[Layer], Layer | None]:
     """The captured calls as (layers of the blocks, pooling layer), named; an error where they disagree with anatomy."""
+    if anatomy.plan is not None:
+        return _match_plan(layers, anatomy.plan), None
     pooled = anatomy.readout.attention
     expected = len(anatomy.blocks) + pooled
     if not layers:
@@ -299,6 +318,26 @@ def match(layers: list[Layer], anatomy: Anatomy) -> tuple[list[Layer], Layer | N
     return (layers[:-1], layers[-1]) if pooled else (layers, None)
 
 
+def _match_plan(layers: list[Layer], plan: Plan) -> list[Layer]:
+    """The captured calls that mix tokens, each with its place; an error where they disagree with the plan."""
+    if len(layers) != len(plan.places):
+        raise CaptureError(
+            f"{len(layers)} attention calls were seen, but the model has {len(plan.places)}: "
+            "its maps would mix layers, so they are refused"
+        )
+    placed = [(layer, place) for layer, place in zip(layers, plan.places, strict=True) if place is not None]
+    for number, (layer, place) in enumerate(placed):
+        layer.name, layer.place = f"attention {number}", place
+        batch, _, n, m = layer.shape
+        wanted = (place.windows, place.queries.shape[1], place.keys.shape[1])
+        if batch % place.windows or (n, m) != wanted[1:]:
+            raise CaptureError(
+                f"{layer.name}: {batch} windows of {n} queries over {m} keys were seen, but the model family says "
+                f"{wanted[0]} windows an image of {wanted[1]} queries over {wanted[2]} keys"
+            )
+    return [layer for layer, _ in placed]
+
+
 def differentiate(trace: Trace, value: Tensor, needs: Container[str], *, keep_graph: bool) -> Trace:
     """The trace with the gradients of numbers y (B,) that came out of the look: of attention outputs, tokens, pixels.
 
@@ -314,7 +353,7 @@ def differentiate(trace: Trace, value: Tensor, needs: Container[str], *, keep_gr
     wanted = [*outs, *trace.tokens, *features, *pixels, *biases]
     found = torch.autograd.grad(value.sum(), wanted, retain_graph=keep_graph, allow_unused=True)
     gradients = iter(torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found, strict=True))
-    known = [dataclasses.replace(layer, out=None, grad_out=next(gradients)) for layer in calls]
+    known = [dataclasses.replace(layer, out=None, grad_out=by_window(next(gradients))) for layer in calls]
     pool = None if trace.pool is None else known.pop()
     return dataclasses.replace(
         trace,

@@ -62,6 +62,8 @@ class Subject:
         shortened: tuple[int, int] | None = None,
     ) -> tuple[Trace, Any]:
         """The trace of a look without a target, in the graph where gradients are needed, and the model's output."""
+        if self.anatomy.plan is not None and (unknown := needs & {"values", "tokens", "attended", "biases"}):
+            raise ModelError(f"{self.anatomy.plan.reason}: {', '.join(sorted(unknown))} of its blocks are not known")
         gradient = bool(needs & {"gradient", "graph"})
         with torch.set_grad_enabled(gradient), within or nullcontext():
             if "pixels" in needs:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .errors import OptionError
 from .options import Range
+from .placed import from_keys, skipped, unmerged, unwindowed, windowed
 from .selection import zero_lowest
 from .types import ALL, Layer, Trace, block_elements
 
@@ -70,9 +71,12 @@ def roll_out(
     """Carry the read row (B, N) from the last layer to the first: ``r Ã_L … Ã_1``, (B, N).
 
     ``Ã = rownorm(discard(max(fuse(W), 0)) + I)`` with ``W = weights(layer, …)``; rows are normalised *after* the
-    residual is added.
+    residual is added. Where attention stays in windows, each window's matrix is one of its own, also for discarding.
     """
     for layer in reversed(layers):
+        if layer.place is not None:
+            row = _roll_out_placed(layer, row, weights, fusion, discard_ratio)
+            continue
         below = torch.zeros_like(row)
         # Only rows that the read row weighs matter; at the top that is often the class token's alone.
         rows = support(row) if layer is layers[-1] and discard_ratio == 0 else ALL
@@ -82,6 +86,18 @@ def roll_out(
             del fused  # before the next one is made: at 4,097 tokens each holds 67 MB
         row = below
     return row
+
+
+def _roll_out_placed(layer: Layer, row: Tensor, weights: Weights, fusion: HeadFusion, discard_ratio: float) -> Tensor:
+    """``roll_out`` through one block whose attention is windowed, pooled, or of some queries alone."""
+    shares = windowed(layer, row)
+    given = shares.new_zeros(len(shares), layer.shape[3])
+    for images, part, fused in fused_blocks(layer, ALL, weights, fusion, whole=discard_ratio > 0):
+        discard_lowest(fused, discard_ratio)
+        shares[images, part] /= fused.sum(-1) + 1
+        given[images] += torch.bmm(shares[images, part].unsqueeze(1), fused).squeeze(1)
+        del fused
+    return unmerged(layer, from_keys(layer, given) + skipped(layer, unwindowed(layer, shares, row)))
 
 
 def support(row: Tensor) -> slice:

@@ -39,6 +39,7 @@ class Method:
     within: Callable[..., AbstractContextManager[Any]] | None
     needs_also: Callable[..., Iterable[str]]
     beyond_passes: str
+    any_layout: bool
 
     @property
     def fast(self) -> bool:
@@ -103,6 +104,7 @@ def method(
     within: Callable[..., AbstractContextManager[Any]] | None = None,
     needs_also: Callable[..., Iterable[str]] = lambda **_: (),
     beyond_passes: str = "",
+    any_layout: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function under its own name; the first line of its docstring is the summary.
 
@@ -111,6 +113,8 @@ def method(
     the head reads matter; where they are single tokens, the others are then not kept. ``within``: from the options,
     what the look happens in, for methods that change how gradients flow. ``needs_also``: from the options, what is
     needed on top. ``beyond_passes``: what takes much time besides the passes, where a method's definition asks for it.
+    ``any_layout``: whether it understands attention that is windowed or pooled (``Layer.place``), for methods that need
+    attention.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -146,6 +150,7 @@ def method(
             within,
             needs_also,
             beyond_passes,
+            any_layout,
         )
         return function
 

@@ -20,6 +20,9 @@ from .types import Anatomy, Attribution, Trace
 
 DIFFERENTIATED = {"gradient", "graph", "pixels", "probe"}  # needs that autograd, or a later look, serves
 
+# What only blocks of attention from every token to every token leave.
+PLAIN_NEEDS = frozenset({"attention", "values", "tokens", "attended", "biases"})
+
 Columns = Sequence[Sequence[Target]]  # targets, K columns of one an image
 
 
@@ -107,6 +110,8 @@ class SharedLook:
         self._asked = sorted(asked, key=lambda one: ("probe" in one.needs, -len(one.needs)))
         self._images, self._device = len(pixels), pixels.device
         self._found: dict[str, list[Attribution]] = {one.name: [] for one in asked}
+        for one in asked:
+            _check_layout(one.method, one.needs, subject.anatomy)
         began = clock(self._device)
         first = asked[0]
         within = first.method.within(**first.settings) if first.method.within else None
@@ -206,7 +211,8 @@ class SharedLook:
         found, anatomy = self._found[one.name], self._subject.anatomy
         maps = torch.stack([each.map.detach().float() for each in found], 1).flatten(0, 1)
         size = (int(maps.shape[1]), int(maps.shape[2]))
-        if size not in (anatomy.grid, self.size):
+        grids = {anatomy.grid, anatomy.grid if anatomy.plan is None else anatomy.plan.grid}
+        if size not in grids | {self.size}:
             raise ModelError(f"{one.name} returned maps of {size}, neither the patch grid nor the pixels")
         # What a model without a head returns are features, which nobody should read as scores of classes.
         scores = self.logits if self._subject.family.classes(self._subject.model) else self.logits[:, :0]
@@ -215,7 +221,7 @@ class SharedLook:
             maps,
             scores,
             targets=[columns[number][image] if columns else None for image, number in rows],
-            covers=anatomy.covers if size == anatomy.grid else self.size,
+            covers=anatomy.covers if size in grids else self.size,
             facts={
                 name: torch.stack([each.facts[name].float() for each in found], 1).flatten().cpu()
                 for name in found[0].facts
@@ -243,10 +249,23 @@ def narrowed(trace: Trace, needs: frozenset[str]) -> Trace:
     )
 
 
+def _check_layout(method: Method, needs: frozenset[str], anatomy: Anatomy) -> None:
+    """Refuse methods that take attention for a matrix from every token to every token where it is something else."""
+    plan = anatomy.plan
+    if plan is None:
+        return
+    has_attention, others = bool(plan.places), "a gradient, class activation map or perturbation method"
+    if method.any_layout and not has_attention:
+        raise ModelError(f"{plan.reason}, so {method.name} has no attention between tokens to read; use {others}")
+    if not method.any_layout and (needs & PLAIN_NEEDS or method.within is not None):
+        also = "rollout, gradient_rollout, gae or attention, or " if has_attention else ""
+        raise ModelError(f"{plan.reason}, which {method.name} is not defined for; use {also}{others}")
+
+
 def _shortened(anatomy: Anatomy, asked: Iterable[Asked]) -> tuple[int, int] | None:
     """(number of the last block, queries to keep of it), where all that look at its attention need only those."""
     read = anatomy.readout
-    if not read.tokens or read.patches or read.attention:
+    if anatomy.plan is not None or not read.tokens or read.patches or read.attention:
         return None
     looking = [one for one in asked if "attention" in one.needs]
     suffice = all(one.method.read_rows_suffice(**one.settings) for one in looking)

@@ -20,6 +20,45 @@ ACCELERATOR_BLOCK_ELEMENTS = 2**26
 ALL = slice(None)
 
 
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """Where the queries and keys of one attention call lie on the tokens of the residual stream.
+
+    Of E tokens that enter the block and F that leave it, an image's W windows have n queries and m keys each, so that
+    the call is (B·W, H, n, m), the windows of one image after the other.
+    """
+
+    queries: Tensor  # (W, n), which leaving token each query is; F where it is padding
+    keys: Tensor  # (W, m), which entering token, or which cell of ``pooled``, each key is; their number where padding
+    entering: int  # E
+    leaving: int  # F
+    pooled: Tensor | None = None  # (E,), which cell each entering token is averaged into to become a key
+    skip: Tensor | None = None  # (E,), which leaving token each entering one is averaged into; None: it stays itself
+    merged: Tensor | None = None  # of each token that left the block below, which entering one it was averaged into
+
+    @property
+    def windows(self) -> int:
+        """W."""
+        return self.queries.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The attention calls of a model whose attention is not from every token to every token at all depths."""
+
+    grid: tuple[int, int]  # of the tokens that enter the first placed call, or that its ``merged`` averages
+    prefix: int  # tokens before them, there and throughout
+    places: tuple[Placement | None, ...]  # one a call, in order; None for a call that mixes no tokens farther apart
+    # than a convolution does
+    reason: str  # what about the model's attention is different, as the first half of a sentence
+
+    @property
+    def leaving(self) -> int:
+        """Tokens that leave the last block, which the head reads."""
+        placed = [place for place in self.places if place is not None]
+        return placed[-1].leaving
+
+
 @dataclass(eq=False)
 class Layer:
     """One attention call: B images, H heads, N queries, M keys, D channels a head.
@@ -38,6 +77,7 @@ class Layer:
     out: Tensor | None = None  # (B, H, N, Dv), part of the graph where gradients were asked for
     grad_out: Tensor | None = None  # ∂y/∂out, (B, H, N, Dv)
     name: str = "attention"
+    place: Placement | None = None  # where windowed or pooled attention lies on the tokens; None: on all, in order
     memory: object = None  # what must live as long as the tensors above do
     dropped: int = 0  # queries after the N kept ones, where only the first ones were worth their memory
 
@@ -141,6 +181,7 @@ class Anatomy:
     features: str  # name of the module whose output CAMs read: the tokens as the last attention gets them
     undroppable: str | None = None  # why patches cannot be left out as tokens; None where they can
     attended: tuple[str, ...] = ()  # modules whose output attention adds to the tokens, one a block; empty if unknown
+    plan: Plan | None = None  # where the blocks above are not what happens; ``grid`` and ``prefix`` are of ``features``
 
 
 class Inquiry(Protocol):
@@ -228,8 +269,9 @@ class Trace:
 
     @property
     def length(self) -> int:
-        """Tokens of the residual stream, prefix tokens included."""
-        return self.anatomy.prefix + self.anatomy.grid[0] * self.anatomy.grid[1]
+        """Tokens that leave the last block, prefix tokens included."""
+        plan = self.anatomy.plan
+        return self.anatomy.prefix + self.anatomy.grid[0] * self.anatomy.grid[1] if plan is None else plan.leaving
 
     def read_row(self) -> Tensor:
         """Weights (B, N), summing to one, that the head gives the last block's tokens; without a pooling attention."""
@@ -245,5 +287,9 @@ class Trace:
         return torch.nn.functional.pad(row, (self.length - row.shape[1], 0))
 
     def patches(self, row: Tensor) -> Tensor:
-        """(B, N) weights on tokens -> (B, h, w) on the patch grid; prefix tokens are dropped here and nowhere else."""
-        return row[:, self.anatomy.prefix :].unflatten(1, self.anatomy.grid)
+        """(B, N) weights on the tokens that enter the first block -> (B, h, w) on their grid.
+
+        Prefix tokens are dropped here and nowhere else.
+        """
+        whole = self.anatomy if self.anatomy.plan is None else self.anatomy.plan
+        return row[:, whole.prefix :].unflatten(1, whole.grid)

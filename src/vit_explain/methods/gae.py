@@ -17,6 +17,7 @@ from ..types import Trace
     "through all layers.",
     does_not_mean="Evidence against the class is dropped in every head before anything is added up, and the MLPs are "
     "left out. The numbers do not add up to the score.",
+    any_layout=True,
     needs={"attention", "gradient"},
     backwards=1,
     class_specific=True,

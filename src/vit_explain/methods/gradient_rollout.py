@@ -15,6 +15,7 @@ from ..types import Layer, Trace
     means="To first order, which looks from token to token raise the score of the class, gathered over all layers.",
     does_not_mean="Gradients are local: they tell what a small change of attention would do, not what the score is "
     "made of. It finds evidence for the class that was asked for, also where the picture shows something else.",
+    any_layout=True,
     needs={"attention", "gradient"},
     backwards=1,
     class_specific=True,

@@ -16,6 +16,7 @@ from ..types import Layer, Trace
     "as each token's attention to itself.",
     does_not_mean="It does not depend on a class, so it cannot tell what spoke for an answer. It sees neither the "
     "values nor the MLPs, and where a model parks attention on background patches, these light up.",
+    any_layout=True,
     needs={"attention"},
     class_specific=False,
     read_rows_suffice=lambda *, discard_ratio, legacy, **_: discard_ratio == 0 and not legacy,

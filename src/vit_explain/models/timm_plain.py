@@ -3,59 +3,42 @@
 from __future__ import annotations
 
 import json
-import pickle
-import warnings
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
+from timm.models.beit import Beit
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva, EvaBlockPostNorm
+from timm.models.vision_transformer import ResPostBlock, VisionTransformer
+from timm.models.vision_transformer_relpos import ResPostRelPosBlock, VisionTransformerRelPos
 from torch import Tensor, nn
 
-from ..errors import ModelError, reason
+from ..errors import ModelError
 from ..family import register
-from ..image import Preprocessing
+from ..timm_common import BUNDLED, Timm, config_of, with_checkpoint
 from ..types import Anatomy, Readout
 
-try:
-    import timm
-    from timm.data.config import resolve_data_config
-    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
-    from timm.models.beit import Beit
-    from timm.models.deit import VisionTransformerDistilled
-    from timm.models.eva import Eva, EvaBlockPostNorm
-    from timm.models.vision_transformer import ResPostBlock, VisionTransformer
-    from timm.models.vision_transformer_relpos import ResPostRelPosBlock, VisionTransformerRelPos
-except (ImportError, RuntimeError) as error:
-    # A CPU-only torch beside a registry torchvision dies with "operator torchvision::nms does not exist".
-    raise ModelError(
-        f"timm cannot be imported ({reason(error)}): torch is a CPU-only build and torchvision is not, "
-        "or the reverse; reinstall both together: pip install --force-reinstall torch torchvision"
-    ) from error
-
-PLAIN = (VisionTransformer, Eva, Beit, VisionTransformerRelPos)
-MODULES = ("vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "deit", "eva", "beit")
 # Blocks whose norms come after attention and its projection, not before.
 POST_NORM = (ResPostBlock, EvaBlockPostNorm, ResPostRelPosBlock)
-# Two parallel attentions a block, or the difference of two: refused by the count of calls, so not offered.
-NOT_PLAIN = ("vit_*_18x2_*", "vit_dwee_*", "vit_dpwee_*", "vit_dlittle_*")
-BUNDLED = "bundled"
 
 
 @register
-class TimmPlain:
+class TimmPlain(Timm):
     """Every block: one self-attention over all tokens, then an MLP."""
 
     title = "timm ViT, DeiT, DeiT-III, DINOv2, DINOv3, EVA-02, BEiT, CLIP and SigLIP image models"
+    modules = ("vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "deit", "eva", "beit")
+    # Two parallel attentions a block, or the difference of two: refused by the count of calls, so not offered.
+    exclude = ("vit_*_18x2_*", "vit_dwee_*", "vit_dpwee_*", "vit_dlittle_*")
+    kinds = (VisionTransformer, Eva, Beit, VisionTransformerRelPos)
 
-    def matches(self, model: nn.Module) -> bool:
-        return isinstance(model, PLAIN)
+    def names(self) -> list[str]:
+        return [BUNDLED, *super().names()]
 
-    def refuses(self, model: nn.Module) -> str | None:
-        if not type(model).__module__.startswith("timm."):
-            return None
-        return f"timm's {type(model).__name__} is not supported yet; supported: {self.title}"
+    def load(self, name: str, checkpoint: Path | None) -> nn.Module:
+        return _bundled(checkpoint) if name == BUNDLED else super().load(name, checkpoint)
 
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         embed, size = model.patch_embed, shape[1:]
@@ -141,66 +124,6 @@ class TimmPlain:
         scale = getattr(getattr(part, "ls1", None), "gamma", getattr(part, "gamma_1", None))
         return weight if scale is None else weight * scale[:, None]
 
-    def classes(self, model: Any) -> int:
-        return model.num_classes
-
-    def logits(self, output: Any) -> Tensor:
-        if not isinstance(output, Tensor) or output.ndim != 2:
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ModelError(f"the model returned {shape}, not (B, classes) scores")
-        return output
-
-    def preprocessing(self, model: Any) -> Preprocessing:
-        config = resolve_data_config({}, pretrained_cfg=_config(model), model=model)
-        size = tuple(config["input_size"][1:])
-        if model.patch_embed.img_size is not None and not getattr(model, "dynamic_img_size", False):
-            size = tuple(model.patch_embed.img_size)
-        return Preprocessing(
-            size=(size[0], size[1]),
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-            interpolation=config["interpolation"],
-            crop_pct=config["crop_pct"],
-            crop_mode=config["crop_mode"],
-        )
-
-    def labels(self, model: Any) -> list[str] | None:
-        known = _config(model).get("label_names")
-        if known is not None and len(known) == model.num_classes:
-            return list(known)
-        subset = infer_imagenet_subset(model) if model.num_classes else None
-        if subset is None:
-            return None
-        info = ImageNetInfo(subset)
-        return [info.index_to_description(number) for number in range(model.num_classes)]
-
-    def name(self, model: Any) -> str:
-        return _config(model).get("architecture") or type(model).__name__
-
-    def names(self) -> list[str]:
-        return [
-            BUNDLED,
-            *(name for part in MODULES for name in timm.list_models(module=part, exclude_filters=NOT_PLAIN)),
-        ]
-
-    def load(self, name: str, checkpoint: Path | None) -> nn.Module:
-        if name == BUNDLED:
-            return _bundled(checkpoint)
-        if checkpoint is not None:
-            return _with_checkpoint(name, checkpoint, {})
-        try:
-            return timm.create_model(name, pretrained=True).eval()
-        except Exception as error:  # hubs, proxies and disks fail in many ways; all of them mean "no weights"
-            raise ModelError(
-                f"the weights of {name} could not be loaded from the hub ({reason(error)}); offline, give a file with "
-                f"checkpoint=, or use the model {BUNDLED!r}"
-            ) from error
-
-
-def _config(model: Any) -> dict[str, Any]:
-    """timm's configuration of the pretrained weights; empty for a model built from its class."""
-    return getattr(model, "pretrained_cfg", None) or {}
-
 
 def _bundled(checkpoint: Path | None) -> Any:
     """The trained model in the package: its file says how to build it and what its classes are called."""
@@ -209,55 +132,12 @@ def _bundled(checkpoint: Path | None) -> Any:
             facts = archive.metadata()
         labels = json.loads(facts["labels"])
         arguments = json.loads(facts["model_args"])
-        model = _with_checkpoint(facts["architecture"], checkpoint or file, arguments)
+        model = with_checkpoint(facts["architecture"], checkpoint or file, arguments)
     model.pretrained_cfg = {
-        **_config(model),
+        **config_of(model),
         "architecture": BUNDLED,
         "label_names": labels if len(labels) == model.num_classes else None,
         "input_size": (3, *model.patch_embed.img_size),
         "crop_pct": 1.0,
     }
     return model
-
-
-def _with_checkpoint(name: str, checkpoint: Path, arguments: dict[str, Any]) -> Any:
-    """The architecture with a file's weights, every one of them used; the head is as wide as the file's."""
-    state = _read_state(checkpoint)
-    head = state.get("head.weight")
-    if head is not None:
-        arguments = {**arguments, "num_classes": head.shape[0]}
-    model = timm.create_model(name, pretrained=False, **arguments)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ModelError(
-            f"{checkpoint}: these weights do not fit {name}: {' '.join(str(error).split())[:300]}"
-        ) from error
-    return model.eval()
-
-
-def _read_state(checkpoint: Path) -> dict[str, Tensor]:
-    if not checkpoint.is_file():
-        raise ModelError(f"{checkpoint}: there is no such checkpoint file")
-    try:
-        if checkpoint.suffix == ".safetensors":
-            with safe_open(checkpoint, "pt") as archive:
-                state: Any = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (no dict)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch remarks on odd pickles before it refuses them
-                state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{checkpoint}: holds more than tensors, and loading it could run code, so it is refused; "
-            "save its state_dict, best as .safetensors"
-        ) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise ModelError(f"{checkpoint}: cannot be read as weights ({reason(error)})") from error
-    for key in ("model_ema", "state_dict_ema", "state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
-        raise ModelError(f"{checkpoint}: holds no state_dict of tensors")
-    prefix = "module."
-    return {name.removeprefix(prefix): value for name, value in state.items()}

@@ -1,0 +1,72 @@
+"""Index arithmetic for ``Placement``: grids of token numbers cut into windows, and averaged into coarser grids."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .types import Placement
+
+Grid = tuple[int, int]
+
+
+def numbered(grid: Grid, prefix: int = 0) -> Tensor:
+    """(h, w): the number of each patch token, row by row, after the prefix tokens."""
+    return prefix + torch.arange(grid[0] * grid[1]).view(grid)
+
+
+def blocks(tokens: Tensor, size: Grid, padding: int) -> Tensor:
+    """(h, w) numbers -> (W, n): blocks of neighbours, row by row. Where ``size`` does not divide the grid it is padded
+    at its right and lower border."""
+    tokens = _padded(tokens, size, padding)
+    h, w = tokens.shape
+    parted = tokens.view(h // size[0], size[0], w // size[1], size[1])
+    return parted.transpose(1, 2).reshape(-1, size[0] * size[1])
+
+
+def strides(tokens: Tensor, size: Grid) -> Tensor:
+    """(h, w) numbers -> (W, n): each window holds tokens that lie equally far apart over the whole grid (MaxViT)."""
+    h, w = tokens.shape
+    parted = tokens.view(size[0], h // size[0], size[1], w // size[1])
+    return parted.permute(1, 3, 0, 2).reshape(-1, size[0] * size[1])
+
+
+def coarser(fine: Grid, coarse: Grid, prefix: int = 0) -> Tensor:
+    """For each token of a fine grid the token of a coarse one that it is averaged into; prefix tokens stay themselves.
+
+    Cell (r, c) gathers rows ``r h/h'`` to ``(r + 1) h/h'``, and columns likewise: what a convolution with as large a
+    kernel as stride reads. Overlapping kernels read a token or so more on each side, which is left out of account.
+    """
+    rows = (torch.arange(fine[0]) * coarse[0]).div(fine[0], rounding_mode="floor")
+    columns = (torch.arange(fine[1]) * coarse[1]).div(fine[1], rounding_mode="floor")
+    cells = rows[:, None] * coarse[1] + columns[None, :]
+    return torch.cat([torch.arange(prefix), prefix + cells.flatten()])
+
+
+def in_windows(windows: Tensor, tokens: int, merged: Tensor | None = None) -> Placement:
+    """Self-attention inside windows (W, n) of so many tokens."""
+    return Placement(windows, windows, tokens, tokens, merged=merged)
+
+
+def whole(tokens: int, merged: Tensor | None = None) -> Placement:
+    """Self-attention of all tokens."""
+    return in_windows(torch.arange(tokens)[None], tokens, merged)
+
+
+def to_reduced(grid: Grid, reduced: Grid, prefix: int = 0, merged: Tensor | None = None) -> Placement:
+    """All tokens ask, and means over the cells of a coarser grid answer."""
+    tokens = prefix + grid[0] * grid[1]
+    cells = prefix + reduced[0] * reduced[1]
+    pooled = coarser(grid, reduced, prefix)
+    return Placement(torch.arange(tokens)[None], torch.arange(cells)[None], tokens, tokens, pooled, merged=merged)
+
+
+def from_class_token(tokens: int, merged: Tensor | None = None) -> Placement:
+    """Class attention: the first token alone asks, all answer."""
+    return Placement(torch.zeros(1, 1, dtype=torch.long), torch.arange(tokens)[None], tokens, tokens, merged=merged)
+
+
+def _padded(tokens: Tensor, size: Grid, padding: int) -> Tensor:
+    below, right = -tokens.shape[0] % size[0], -tokens.shape[1] % size[1]
+    return F.pad(tokens, (0, right, 0, below), value=padding)

@@ -1,0 +1,58 @@
+"""timm's Swin Transformers, first and second version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from torch import nn
+
+from ..family import register
+from ..layouts import Grid, blocks, coarser, in_windows, numbered
+from ..timm_common import Timm
+from ..types import Anatomy, Placement, Plan, Readout
+
+
+@register
+class TimmSwin(Timm):
+    """Attention inside windows, which every second block shifts by half a window; between stages 2×2 tokens merge."""
+
+    title = "timm Swin and Swin V2"
+    modules = ("swin_transformer", "swin_transformer_v2")
+    kinds = (SwinTransformer, SwinTransformerV2)
+
+    def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
+        embed, size = model.patch_embed, shape[1:]
+        self.check_channels(model, shape[0])
+        if getattr(embed, "strict_img_size", True) and embed.img_size is not None:
+            self.check_size(model, size, embed.img_size)
+        first = grid = embed.dynamic_feat_size(size)
+        places: list[Placement] = []
+        for stage in model.layers:
+            merged = None
+            if not isinstance(stage.downsample, nn.Identity):
+                grid, finer = ((grid[0] + 1) // 2, (grid[1] + 1) // 2), grid
+                merged = coarser((2 * grid[0], 2 * grid[1]), grid)  # an odd grid is padded before it merges
+                merged = merged.view(2 * grid[0], 2 * grid[1])[: finer[0], : finer[1]].flatten()
+            for block in stage.blocks:
+                places.append(self._place(grid, block.window_size, block.shift_size, merged))
+                merged = None
+        plan = Plan(first, 0, tuple(places), f"{self.name(model)}'s attention stays inside windows")
+        covers = (first[0] * embed.patch_size[0], first[1] * embed.patch_size[1])
+        return Anatomy(
+            (),
+            grid,
+            covers,
+            0,
+            Readout(patches=True),
+            features="norm",
+            undroppable=f"{self.name(model)} needs all tokens of its windows",
+            plan=plan,
+        )
+
+    def _place(self, grid: Grid, window: Grid, shift: Grid, merged: torch.Tensor | None) -> Placement:
+        tokens = grid[0] * grid[1]
+        shifted = numbered(grid).roll((-shift[0], -shift[1]), (0, 1))
+        return in_windows(blocks(shifted, window, padding=tokens), tokens, merged)

@@ -1,0 +1,127 @@
+"""What timm's models have in common: configuration, preprocessing, class names, weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from .checkpoints import read_state
+from .errors import ModelError, reason
+from .image import Preprocessing
+
+try:
+    import timm
+    from timm.data.config import resolve_data_config
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+except (ImportError, RuntimeError) as error:
+    # A CPU-only torch beside a registry torchvision dies with "operator torchvision::nms does not exist".
+    raise ModelError(
+        f"timm cannot be imported ({reason(error)}): torch is a CPU-only build and torchvision is not, "
+        "or the reverse; reinstall both together: pip install --force-reinstall torch torchvision"
+    ) from error
+
+BUNDLED = "bundled"
+
+
+class Timm:
+    """The answers of a family of timm models that do not depend on its blocks."""
+
+    modules: tuple[str, ...] = ()  # files of timm.models whose names this family loads
+    exclude: tuple[str, ...] = ()  # patterns of names there that are something else
+    kinds: tuple[type[nn.Module], ...] = ()  # classes it answers for
+
+    def matches(self, model: nn.Module) -> bool:
+        return isinstance(model, self.kinds)
+
+    def refuses(self, model: nn.Module) -> str | None:
+        return None
+
+    def check_channels(self, model: Any, channels: int) -> None:
+        """``ModelError`` where the model's first weights are for other inputs."""
+        wanted = next(part for part in model.parameters() if part.ndim == 4).shape[1]
+        if channels != wanted:
+            raise ModelError(
+                f"{self.name(model)} takes {wanted} channels, not {channels}; pass a preprocessed (B, C, H, W) tensor"
+            )
+
+    def check_size(self, model: Any, size: tuple[int, int], wanted: tuple[int, int]) -> None:
+        """``ModelError`` where a model was built for another input size."""
+        if tuple(wanted) != tuple(size):
+            takes = "x".join(map(str, wanted))
+            raise ModelError(
+                f"{self.name(model)} takes {takes} pixels (height x width), not {size[0]}x{size[1]}; "
+                "timm.create_model(..., img_size=(H, W)) builds it for another size"
+            )
+
+    def classes(self, model: Any) -> int:
+        return model.num_classes
+
+    def logits(self, output: Any) -> Tensor:
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ModelError(f"the model returned {shape}, not (B, classes) scores")
+        return output
+
+    def preprocessing(self, model: Any) -> Preprocessing:
+        config = resolve_data_config({}, pretrained_cfg=config_of(model), model=model)
+        embed = getattr(model, "patch_embed", None)
+        built_for = None if getattr(model, "dynamic_img_size", False) else getattr(embed, "img_size", None)
+        size = tuple(built_for or config["input_size"][1:])
+        return Preprocessing(
+            size=(size[0], size[1]),
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            interpolation=config["interpolation"],
+            crop_pct=config["crop_pct"],
+            crop_mode=config["crop_mode"],
+        )
+
+    def labels(self, model: Any) -> list[str] | None:
+        known = config_of(model).get("label_names")
+        if known is not None and len(known) == model.num_classes:
+            return list(known)
+        subset = infer_imagenet_subset(model) if model.num_classes else None
+        if subset is None:
+            return None
+        info = ImageNetInfo(subset)
+        return [info.index_to_description(number) for number in range(model.num_classes)]
+
+    def name(self, model: Any) -> str:
+        return config_of(model).get("architecture") or type(model).__name__
+
+    def names(self) -> list[str]:
+        return [name for part in self.modules for name in timm.list_models(module=part, exclude_filters=self.exclude)]
+
+    def load(self, name: str, checkpoint: Path | None) -> nn.Module:
+        if checkpoint is not None:
+            return with_checkpoint(name, checkpoint, {})
+        try:
+            return timm.create_model(name, pretrained=True).eval()
+        except Exception as error:  # hubs, proxies and disks fail in many ways; all of them mean "no weights"
+            raise ModelError(
+                f"the weights of {name} could not be loaded from the hub ({reason(error)}); offline, give a file with "
+                f"checkpoint=, or use the model {BUNDLED!r}"
+            ) from error
+
+
+def config_of(model: Any) -> dict[str, Any]:
+    """timm's configuration of the pretrained weights; empty for a model built from its class."""
+    return getattr(model, "pretrained_cfg", None) or {}
+
+
+def with_checkpoint(name: str, checkpoint: Path, arguments: dict[str, Any]) -> Any:
+    """The architecture with a file's weights, every one of them used; the head is as wide as the file's."""
+    state = read_state(checkpoint)
+    head = state.get("head.weight")
+    if head is not None:
+        arguments = {**arguments, "num_classes": head.shape[0]}
+    model = timm.create_model(name, pretrained=False, **arguments)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{checkpoint}: these weights do not fit {name}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    return model.eval()
