@@ -24,7 +24,7 @@ from .biases import BiasTap
 from .errors import CaptureError, TargetError
 from .heap import release_holes
 from .hooks import hooked
-from .types import Anatomy, Layer, Plan, Trace
+from .types import Anatomy, Layer, Placement, Plan, Trace
 
 SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 PRODUCT = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
@@ -126,8 +126,7 @@ class AttentionTap(TorchFunctionMode):
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = torch.zeros_like(attn_mask, dtype=torch.float32).masked_fill_(~attn_mask, -torch.inf)
         out = self._leaf(out)
-        query, key, value = by_window(query), by_window(key), by_window(value)
-        queries = query.shape[2]
+        queries = query.shape[-2]
         if self.shortened is not None and len(self.layers) == self.shortened[0]:
             query = query[:, :, : self.shortened[1]]
         self.layers.append(
@@ -139,7 +138,7 @@ class AttentionTap(TorchFunctionMode):
                 bias=attn_mask,
                 causal=is_causal,
                 out=out if self.gradient else None,
-                dropped=queries - query.shape[2],
+                dropped=queries - query.shape[-2],
                 memory=self._slab,
             )
         )
@@ -156,9 +155,13 @@ class AttentionTap(TorchFunctionMode):
         return out.detach().requires_grad_() if self.gradient and not out.requires_grad else out
 
 
-def by_window(tensor: Tensor) -> Tensor:
-    """(B, H, W, N, D), as windows of an image are sometimes kept apart, -> (B·W, H, N, D); others stay."""
-    return tensor if tensor.ndim == 4 else tensor.transpose(1, 2).flatten(0, 1)
+def by_window(tensor: Tensor, place: Placement | None) -> Tensor:
+    """(B, H, W, N, D), (B, W, H, N, D) or (B, W·H, N, D), as windows are sometimes kept apart, -> (B·W, H, N, D)."""
+    if place is None or (tensor.ndim == 4 and not place.windows_first):
+        return tensor
+    if tensor.ndim == 4:
+        tensor = tensor.unflatten(1, (place.windows, -1))
+    return (tensor if place.windows_first else tensor.transpose(1, 2)).flatten(0, 1)
 
 
 _TRAINING_LOCK = threading.RLock()
@@ -308,6 +311,8 @@ def match(layers: list[Layer], anatomy: Anatomy) -> tuple[list[Layer], Layer | N
     tokens = anatomy.prefix + patches
     for name, layer in zip((*anatomy.blocks, "attn_pool"), layers, strict=False):
         layer.name = name
+        if layer.q is not None and layer.q.ndim != 4:
+            raise CaptureError(f"{name}: attention over {tuple(layer.q.shape)} queries; (B, heads, N, D) was expected")
         queries, keys = layer.shape[2:]
         fits = keys in (tokens, patches) if name == "attn_pool" else queries + layer.dropped == keys == tokens
         if not fits:
@@ -328,6 +333,11 @@ def _match_plan(layers: list[Layer], plan: Plan) -> list[Layer]:
     placed = [(layer, place) for layer, place in zip(layers, plan.places, strict=True) if place is not None]
     for number, (layer, place) in enumerate(placed):
         layer.name, layer.place = f"attention {number}", place
+        layer.q, layer.k, layer.v = (
+            None if one is None else by_window(one, place) for one in (layer.q, layer.k, layer.v)
+        )
+        if layer.bias is not None and place.windows_first and layer.bias.ndim == 4:
+            layer.bias = by_window(layer.bias, place)
         batch, _, n, m = layer.shape
         wanted = (place.windows, place.queries.shape[1], place.keys.shape[1])
         if batch % place.windows or (n, m) != wanted[1:]:
@@ -353,7 +363,7 @@ def differentiate(trace: Trace, value: Tensor, needs: Container[str], *, keep_gr
     wanted = [*outs, *trace.tokens, *features, *pixels, *biases]
     found = torch.autograd.grad(value.sum(), wanted, retain_graph=keep_graph, allow_unused=True)
     gradients = iter(torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found, strict=True))
-    known = [dataclasses.replace(layer, out=None, grad_out=by_window(next(gradients))) for layer in calls]
+    known = [dataclasses.replace(layer, out=None, grad_out=by_window(next(gradients), layer.place)) for layer in calls]
     pool = None if trace.pool is None else known.pop()
     return dataclasses.replace(
         trace,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -55,12 +56,14 @@ class Comparison:
         return next((one.targets[row] for one in self.explanations.values() if one.targets[-1]), "")
 
     def on_patches(self, name: str) -> NDArray[np.float32]:
-        """A method's raw maps on the patch grid, (R, h, w); maps at pixels are averaged over each patch."""
+        """A method's raw maps on the patch grid, (R, h, w); finer ones, such as maps at pixels, are averaged over each
+        patch."""
         maps = self.explanations[name].relevance
         if maps.shape[1:] == self.grid:
             return maps
-        (h, w), (height, width) = self.grid, self.covers
-        return maps[:, :height, :width].reshape(-1, h, height // h, w, width // w).mean((2, 4))
+        height, width = self.covers
+        inside = torch.from_numpy(maps[:, None, :height, :width])
+        return torch.nn.functional.adaptive_avg_pool2d(inside, self.grid)[:, 0].numpy()
 
     def agreement(self, row: int | None = None) -> NDArray[np.float64]:
         """Spearman's rank correlation of every two methods' maps on the patch grid: (M, M), in the order of ``names``.

@@ -89,7 +89,7 @@ def family_of(model: nn.Module) -> Family:
     """The family that answers for this model; an error that says what is supported otherwise."""
     if not isinstance(model, nn.Module):
         raise ModelError(f"a model must be a torch.nn.Module or a model's name, not {type(model).__name__}")
-    for family in FAMILIES:
+    for family in sorted(FAMILIES, key=lambda family: getattr(family, "fallback", False)):
         if family.matches(model):
             return family
     for family in FAMILIES:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .types import Placement
+from .types import Anatomy, Placement, Plan, Readout
 
 Grid = tuple[int, int]
 
@@ -44,9 +46,9 @@ def coarser(fine: Grid, coarse: Grid, prefix: int = 0) -> Tensor:
     return torch.cat([torch.arange(prefix), prefix + cells.flatten()])
 
 
-def in_windows(windows: Tensor, tokens: int, merged: Tensor | None = None) -> Placement:
+def in_windows(windows: Tensor, tokens: int, merged: Tensor | None = None, *, windows_first: bool = False) -> Placement:
     """Self-attention inside windows (W, n) of so many tokens."""
-    return Placement(windows, windows, tokens, tokens, merged=merged)
+    return Placement(windows, windows, tokens, tokens, merged=merged, windows_first=windows_first)
 
 
 def whole(tokens: int, merged: Tensor | None = None) -> Placement:
@@ -65,6 +67,33 @@ def to_reduced(grid: Grid, reduced: Grid, prefix: int = 0, merged: Tensor | None
 def from_class_token(tokens: int, merged: Tensor | None = None) -> Placement:
     """Class attention: the first token alone asks, all answer."""
     return Placement(torch.zeros(1, 1, dtype=torch.long), torch.arange(tokens)[None], tokens, tokens, merged=merged)
+
+
+def laid_out(
+    size: Grid,
+    first: Grid,
+    places: Sequence[Placement | None],
+    grid: Grid,
+    *,
+    prefix: int = 0,
+    readout: Readout,
+    features: str,
+    reason: str,
+    undroppable: str,
+) -> Anatomy:
+    """The anatomy of a model for pixels of this size whose tokens begin on the grid ``first`` and end on ``grid``.
+
+    No places: how attention mixes tokens is not known, or it does not mix them.
+    """
+    plan = Plan(first, _covered(size, first), prefix, tuple(places), reason)
+    return Anatomy(
+        (), grid, _covered(size, grid), prefix, readout, features=features, undroppable=undroppable, plan=plan
+    )
+
+
+def _covered(size: Grid, grid: Grid) -> Grid:
+    """Cells are of whole pixels; where they do not divide the picture, the last ones reach beyond it."""
+    return grid[0] * -(-size[0] // grid[0]), grid[1] * -(-size[1] // grid[1])
 
 
 def _padded(tokens: Tensor, size: Grid, padding: int) -> Tensor:

@@ -80,7 +80,10 @@ def on_level(trace: Trace, per_pixel: Tensor, level: Level, how: Literal["sum", 
     if level == "pixels":
         return per_pixel
     (h, w), (height, width) = trace.anatomy.grid, trace.anatomy.covers
-    patches = per_pixel[:, :height, :width].unflatten(2, (w, -1)).unflatten(1, (h, -1))  # (B, h, p, w, q)
+    # The last patches may reach beyond the picture.
+    beyond = (0, max(0, width - per_pixel.shape[2]), 0, max(0, height - per_pixel.shape[1]))
+    whole = torch.nn.functional.pad(per_pixel[:, :height, :width], beyond)
+    patches = whole.unflatten(2, (w, -1)).unflatten(1, (h, -1))  # (B, h, p, w, q)
     return patches.sum((2, 4)) if how == "sum" else patches.mean((2, 4))
 
 

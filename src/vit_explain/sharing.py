@@ -211,8 +211,10 @@ class SharedLook:
         found, anatomy = self._found[one.name], self._subject.anatomy
         maps = torch.stack([each.map.detach().float() for each in found], 1).flatten(0, 1)
         size = (int(maps.shape[1]), int(maps.shape[2]))
-        grids = {anatomy.grid, anatomy.grid if anatomy.plan is None else anatomy.plan.grid}
-        if size not in grids | {self.size}:
+        covers = {self.size: self.size, anatomy.grid: anatomy.covers}
+        if anatomy.plan is not None:
+            covers.setdefault(anatomy.plan.grid, anatomy.plan.covers)
+        if size not in covers:
             raise ModelError(f"{one.name} returned maps of {size}, neither the patch grid nor the pixels")
         # What a model without a head returns are features, which nobody should read as scores of classes.
         scores = self.logits if self._subject.family.classes(self._subject.model) else self.logits[:, :0]
@@ -221,7 +223,7 @@ class SharedLook:
             maps,
             scores,
             targets=[columns[number][image] if columns else None for image, number in rows],
-            covers=anatomy.covers if size in grids else self.size,
+            covers=covers[size],
             facts={
                 name: torch.stack([each.facts[name].float() for each in found], 1).flatten().cpu()
                 for name in found[0].facts

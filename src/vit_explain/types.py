@@ -34,6 +34,7 @@ class Placement:
     leaving: int  # F
     pooled: Tensor | None = None  # (E,), which cell each entering token is averaged into to become a key
     skip: Tensor | None = None  # (E,), which leaving token each entering one is averaged into; None: it stays itself
+    windows_first: bool = False  # of calls (B, W, H, n, D) or (B, W·H, n, D); others may be (B, H, W, n, D)
     merged: Tensor | None = None  # of each token that left the block below, which entering one it was averaged into
 
     @property
@@ -47,6 +48,7 @@ class Plan:
     """The attention calls of a model whose attention is not from every token to every token at all depths."""
 
     grid: tuple[int, int]  # of the tokens that enter the first placed call, or that its ``merged`` averages
+    covers: tuple[int, int]  # as in ``Anatomy``, of this grid
     prefix: int  # tokens before them, there and throughout
     places: tuple[Placement | None, ...]  # one a call, in order; None for a call that mixes no tokens farther apart
     # than a convolution does

@@ -1,4 +1,4 @@
-"""timm's Swin Transformers, first and second version."""
+"""timm's Swin Transformers, first and second version, the latter also in Christoph Reich's code."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
 from torch import nn
 
 from ..family import register
-from ..layouts import Grid, blocks, coarser, in_windows, numbered
+from ..layouts import Grid, blocks, coarser, in_windows, laid_out, numbered
 from ..timm_common import Timm
-from ..types import Anatomy, Placement, Plan, Readout
+from ..types import Anatomy, Placement, Readout
 
 
 @register
@@ -20,8 +21,8 @@ class TimmSwin(Timm):
     """Attention inside windows, which every second block shifts by half a window; between stages 2×2 tokens merge."""
 
     title = "timm Swin and Swin V2"
-    modules = ("swin_transformer", "swin_transformer_v2")
-    kinds = (SwinTransformer, SwinTransformerV2)
+    modules = ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
+    kinds = (SwinTransformer, SwinTransformerV2, SwinTransformerV2Cr)
 
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         embed, size = model.patch_embed, shape[1:]
@@ -30,7 +31,8 @@ class TimmSwin(Timm):
             self.check_size(model, size, embed.img_size)
         first = grid = embed.dynamic_feat_size(size)
         places: list[Placement] = []
-        for stage in model.layers:
+        stages = model.stages if isinstance(model, SwinTransformerV2Cr) else model.layers
+        for stage in stages:
             merged = None
             if not isinstance(stage.downsample, nn.Identity):
                 grid, finer = ((grid[0] + 1) // 2, (grid[1] + 1) // 2), grid
@@ -39,17 +41,16 @@ class TimmSwin(Timm):
             for block in stage.blocks:
                 places.append(self._place(grid, block.window_size, block.shift_size, merged))
                 merged = None
-        plan = Plan(first, 0, tuple(places), f"{self.name(model)}'s attention stays inside windows")
-        covers = (first[0] * embed.patch_size[0], first[1] * embed.patch_size[1])
-        return Anatomy(
-            (),
+        reason = f"{self.name(model)}'s attention stays inside windows"
+        return laid_out(
+            (shape[1], shape[2]),
+            first,
+            places,
             grid,
-            covers,
-            0,
-            Readout(patches=True),
-            features="norm",
+            readout=Readout(patches=True),
+            features="norm" if hasattr(model, "norm") else f"stages.{len(stages) - 1}",
+            reason=reason,
             undroppable=f"{self.name(model)} needs all tokens of its windows",
-            plan=plan,
         )
 
     def _place(self, grid: Grid, window: Grid, shift: Grid, merged: torch.Tensor | None) -> Placement:

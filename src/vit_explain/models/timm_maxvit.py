@@ -1,0 +1,69 @@
+"""timm's MaxViT and CoAtNet, with their kin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models.maxxvit import MaxxVit, MaxxVitBlock, ParallelMaxxVitBlock, TransformerBlock2d
+from torch import Tensor
+
+from ..errors import ModelError
+from ..family import register
+from ..layouts import Grid, blocks, coarser, in_windows, laid_out, numbered, strides, whole
+from ..timm_common import Timm
+from ..types import Anatomy, Placement, Readout
+
+
+@register
+class TimmMaxViT(Timm):
+    """Convolutions, and attention in blocks of neighbours, then over tokens far apart; in CoAtNet among all tokens."""
+
+    title = "timm MaxViT and CoAtNet"
+    modules = ("maxxvit",)
+    exclude = ("maxvit_tiny_pm_*",)
+    kinds = (MaxxVit,)
+
+    def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
+        self.check_channels(model, shape[0])
+        self.check_size(model, shape[1:], model.img_size)
+        grid: Grid = tuple(-(-side // model.stem.stride) for side in shape[1:])  # type: ignore[assignment]
+        places: list[Placement] = []
+        first = None
+        for stage in model.stages:
+            grid, finer = ((grid[0] - 1) // 2 + 1, (grid[1] - 1) // 2 + 1), grid
+            merged = None if first is None else coarser(finer, grid)
+            for block in stage.blocks:
+                here = self._places(block, grid, merged)
+                if here:
+                    first = first or grid
+                    merged = None
+                places += here
+        if first is None:
+            raise ModelError(f"{self.name(model)} has no attention")
+        if model.global_pool != "avg":
+            raise ModelError(f"{self.name(model)} reads its tokens by {model.global_pool!r} pooling")
+        reason = f"{self.name(model)}'s attention stays inside windows, or comes after convolutions"
+        return laid_out(
+            (shape[1], shape[2]),
+            first,
+            places,
+            grid,
+            readout=Readout(patches=True),
+            features="norm" if model.head.norm is None else f"stages.{len(model.stages) - 1}",
+            reason=reason,
+            undroppable=f"{self.name(model)} has convolutions, which need every place",
+        )
+
+    def _places(self, block: Any, grid: Grid, merged: Tensor | None) -> list[Placement]:
+        tokens = grid[0] * grid[1]
+        if isinstance(block, TransformerBlock2d):
+            return [whole(tokens, merged)]
+        if isinstance(block, MaxxVitBlock):
+            parts = (
+                [] if block.attn_block is None else [blocks(numbered(grid), block.attn_block.partition_size, tokens)]
+            )
+            parts.append(strides(numbered(grid), block.attn_grid.partition_size))
+            return [in_windows(one, tokens, None if number else merged) for number, one in enumerate(parts)]
+        if isinstance(block, ParallelMaxxVitBlock):
+            raise ModelError("MaxViT with both kinds of attention side by side is not supported yet")
+        return []

@@ -1,0 +1,68 @@
+"""timm's MViT v2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.mvitv2 import MultiScaleVit
+
+from ..family import register
+from ..layouts import Grid, coarser, laid_out
+from ..timm_common import Timm
+from ..types import Anatomy, Placement, Readout
+
+
+@register
+class TimmMViT(Timm):
+    """Attention among all tokens, with keys that are pooled; at a stage's first block the queries are pooled too."""
+
+    title = "timm MViT v2"
+    modules = ("mvitv2",)
+    kinds = (MultiScaleVit,)
+
+    def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
+        self.check_channels(model, shape[0])
+        embed, prefix = model.patch_embed.proj, model.num_prefix_tokens
+        first: Grid = tuple(
+            (side + 2 * pad - kernel) // step + 1
+            for side, pad, kernel, step in zip(shape[1:], embed.padding, embed.kernel_size, embed.stride, strict=True)
+        )  # type: ignore[assignment]
+        grid, places = first, []
+        for stage in model.stages:
+            for block in stage.blocks:
+                attention = block.attn
+                keys, queries = _pooled(grid, attention.pool_k), _pooled(grid, attention.pool_q)
+                places.append(_place(grid, keys, queries, prefix))
+                grid = queries
+        read = Readout(tokens=(0,)) if model.global_pool == "token" else Readout(patches=True)
+        return laid_out(
+            (shape[1], shape[2]),
+            first,
+            places,
+            grid,
+            prefix=prefix,
+            readout=read,
+            features="norm",
+            reason=f"{self.name(model)}'s tokens look at pooled tokens",
+            undroppable=f"{self.name(model)} pools its tokens, and needs all of them",
+        )
+
+
+def _place(grid: Grid, keys: Grid, queries: Grid, prefix: int) -> Placement:
+    entering, cells, leaving = (prefix + side[0] * side[1] for side in (grid, keys, queries))
+    return Placement(
+        torch.arange(leaving)[None],
+        torch.arange(cells)[None],
+        entering,
+        leaving,
+        pooled=None if keys == grid else coarser(grid, keys, prefix),
+        skip=None if queries == grid else coarser(grid, queries, prefix),
+    )
+
+
+def _pooled(grid: Grid, convolution: Any) -> Grid:
+    if convolution is None:
+        return grid
+    stride = convolution.stride
+    return -(-grid[0] // stride[0]), -(-grid[1] // stride[1])

@@ -1,0 +1,109 @@
+"""timm's pyramids: PVT v2 and Twins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models.pvt_v2 import PyramidVisionTransformerV2
+from timm.models.twins import LocallyGroupedAttn, Twins
+from torch import Tensor, nn
+
+from ..family import register
+from ..layouts import Grid, blocks, coarser, in_windows, laid_out, numbered, to_reduced, whole
+from ..timm_common import Timm
+from ..types import Anatomy, Placement, Readout
+
+LINEAR_GRID = (7, 7)  # what PVT v2's linear attention pools its keys to
+
+
+def reduced_by(convolution: Any, grid: Grid, merged: Tensor | None) -> Placement:
+    """All tokens look at means of blocks of tokens, as large as the convolution's kernel; or at all, without one."""
+    if convolution is None:
+        return whole(grid[0] * grid[1], merged)
+    step = convolution.stride
+    return to_reduced(grid, (grid[0] // step[0], grid[1] // step[1]), merged=merged)
+
+
+@register
+class TimmPVT(Timm):
+    """Attention from every token to means over blocks of tokens; convolutions between stages halve the grid."""
+
+    title = "timm PVT v2"
+    modules = ("pvt_v2",)
+    kinds = (PyramidVisionTransformerV2,)
+
+    def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
+        self.check_channels(model, shape[0])
+        first = grid = tuple(_after(side, model.patch_embed.proj) for side in shape[1:])
+        places: list[Placement] = []
+        for stage in model.stages:
+            merged = None
+            if stage.downsample is not None:
+                grid, finer = tuple(_after(side, stage.downsample.proj) for side in grid), grid
+                merged = coarser(finer, grid)  # type: ignore[arg-type]
+            for block in stage.blocks:
+                attention = block.attn
+                if attention.pool is not None:
+                    places.append(to_reduced(grid, LINEAR_GRID, merged=merged))  # type: ignore[arg-type]
+                else:
+                    places.append(reduced_by(attention.sr, grid, merged))  # type: ignore[arg-type]
+                merged = None
+        reason = f"{self.name(model)}'s tokens look at means of tokens"
+        return laid_out(
+            (shape[1], shape[2]),
+            first,
+            places,
+            grid,
+            readout=Readout(patches=True),
+            features=f"stages.{len(model.stages) - 1}",
+            reason=reason,
+            undroppable=f"{self.name(model)} has convolutions, which need every place",
+        )
+
+
+@register
+class TimmTwins(Timm):
+    """Attention by turns inside windows and to means over blocks of tokens (SVT); to means alone (PCPVT)."""
+
+    title = "timm Twins"
+    modules = ("twins",)
+    kinds = (Twins,)
+
+    def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
+        self.check_channels(model, shape[0])
+        places: list[Placement] = []
+        first: Grid | None = None
+        grid: Grid = (shape[1], shape[2])
+        for embed, stage in zip(model.patch_embeds, model.blocks, strict=True):
+            self.check_size(model, shape[1:], tuple(model.patch_embeds[0].img_size))
+            grid, finer = (grid[0] // embed.patch_size[0], grid[1] // embed.patch_size[1]), grid
+            merged = None if first is None else coarser(finer, grid)
+            first = first or grid
+            tokens = grid[0] * grid[1]
+            for block in stage:
+                if isinstance(block.attn, nn.Identity):
+                    continue
+                if isinstance(block.attn, LocallyGroupedAttn):
+                    size = (block.attn.ws, block.attn.ws)
+                    windows = blocks(numbered(grid), size, padding=tokens)
+                    places.append(in_windows(windows, tokens, merged, windows_first=True))
+                else:
+                    places.append(reduced_by(block.attn.sr, grid, merged))
+                merged = None
+        assert first is not None
+        return laid_out(
+            (shape[1], shape[2]),
+            first,
+            places,
+            grid,
+            readout=Readout(patches=True),
+            features="norm",
+            reason=f"{self.name(model)}'s attention is in windows or to means of tokens",
+            undroppable=f"{self.name(model)} has convolutions, which need every place",
+        )
+
+
+def _after(side: int, convolution: nn.Conv2d) -> int:
+    """How long a side is after this convolution."""
+    kernel, stride, padding = convolution.kernel_size[0], convolution.stride[0], int(convolution.padding[0])
+    return (side + 2 * padding - kernel) // stride + 1
