@@ -75,6 +75,8 @@ def laid_out(
     places: Sequence[Placement | None],
     grid: Grid,
     *,
+    covers: Grid | None = None,
+    stride: int | None = None,
     prefix: int = 0,
     readout: Readout,
     features: str,
@@ -83,17 +85,15 @@ def laid_out(
 ) -> Anatomy:
     """The anatomy of a model for pixels of this size whose tokens begin on the grid ``first`` and end on ``grid``.
 
-    No places: how attention mixes tokens is not known, or it does not mix them.
+    ``covers``: pixels that the first grid stands for, by default the whole picture. ``stride``: pixels between the last
+    grid's tokens, by default what makes them cover the picture. No places: how attention mixes tokens is not known, or
+    it does not mix them.
     """
-    plan = Plan(first, _covered(size, first), prefix, tuple(places), reason)
-    return Anatomy(
-        (), grid, _covered(size, grid), prefix, readout, features=features, undroppable=undroppable, plan=plan
-    )
-
-
-def _covered(size: Grid, grid: Grid) -> Grid:
-    """Cells are of whole pixels; where they do not divide the picture, the last ones reach beyond it."""
-    return grid[0] * -(-size[0] // grid[0]), grid[1] * -(-size[1] // grid[1])
+    plan = Plan(first, covers or size, prefix, tuple(places), reason)
+    # Cells are of whole pixels; where they do not divide the picture, the last ones reach beyond it.
+    down, across = (stride or -(-whole // cells) for whole, cells in zip(size, grid, strict=True))
+    whole_cells = (grid[0] * down, grid[1] * across)
+    return Anatomy((), grid, whole_cells, prefix, readout, features=features, undroppable=undroppable, plan=plan)
 
 
 def _padded(tokens: Tensor, size: Grid, padding: int) -> Tensor:

@@ -8,12 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..attention_paths import on_tokens, reading
+from ..attention_paths import attended, on_tokens, reading
 from ..errors import OptionError
 from ..heads import Head, one_head
 from ..options import nth
+from ..placed import skipped, unmerged
 from ..registry import method
-from ..types import Trace
+from ..types import Layer, Trace
 
 
 @method(
@@ -22,6 +23,7 @@ from ..types import Trace
     means="How much one token, by default the one that the head reads, attends to each patch in one layer.",
     does_not_mean="Attention is no reason: a patch may be looked at and change nothing, because what is fetched from "
     "it is small or cancels. It shows one layer and does not depend on a class.",
+    any_layout=True,
     needs={"attention"},
     class_specific=False,
 )
@@ -39,8 +41,13 @@ def attention(
     ``layer``: block number from 0, or from the end when negative. ``head``: a number, or how to fuse the heads.
     ``query``: ``"readout"``, the row the head reads (class token; mean of the patches; the learned query of a pooling
     attention, which is then the layer); a patch as (row, column); or a token number, prefix tokens first.
+
+    Where attention is windowed or pooled, the row is that of the token the head reads, or the mean of all, spread over
+    the finest grid; a single patch's is not offered.
     """
     number = nth(layer, len(trace.layers), "attention", "layer")
+    if trace.anatomy.plan is not None:
+        return _placed(trace, number, head, query)
     call, rows, shares = reading(trace)
     if query != "readout":
         token = _token(trace, query)
@@ -59,6 +66,29 @@ def attention(
         weights = shares[part.start - rows.start : part.stop - rows.start]
         found[images] += weights @ one_head(call.attention(images, part), head)
     return trace.patches(on_tokens(trace, found))
+
+
+def _placed(trace: Trace, number: int, head: int | str, query: tuple | int | str) -> Tensor:
+    assert trace.anatomy.plan is not None
+    if query != "readout":
+        raise OptionError(f'attention: {trace.anatomy.plan.reason}; query must be "readout"')
+    layer = trace.layers[number]
+    assert layer.place is not None
+    chosen = None if isinstance(head, str) else nth(head, layer.shape[1], "attention", "head")
+    row = torch.zeros(len(trace.pixels), layer.place.leaving, device=layer.device)
+    asking = [token for token in trace.anatomy.readout.tokens if (layer.place.queries == token).any()]
+    row[:, asking or slice(trace.anatomy.plan.prefix, None)] = 1
+
+    def weights(layer: Layer, images: slice, rows: slice) -> Tensor:
+        heads = layer.attention(images, rows)
+        return heads if chosen is None else heads[:, chosen, None]
+
+    found = unmerged(
+        layer, attended(layer, row / row.sum(1, keepdim=True), weights, head if chosen is None else "mean")
+    )
+    for below in reversed(trace.layers[:number]):
+        found = unmerged(below, skipped(below, found))
+    return trace.patches(found)
 
 
 def _token(trace: Trace, query: tuple | int | str) -> int:

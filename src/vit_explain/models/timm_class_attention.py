@@ -91,8 +91,9 @@ class TimmVolo(Timm):
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         self.check_channels(model, shape[0])
         positions = model.pos_embed.shape[1:3]
-        fine = model.patch_embed.patch_size * (1 if model.pooling_scale == 1 else model.pooling_scale)
-        self.check_size(model, shape[1:], (positions[0] * fine, positions[1] * fine))
+        embed = model.patch_embed
+        step = embed.proj.stride[0] * (1 if embed.conv is None else embed.conv[0].stride[0]) * model.pooling_scale
+        self.check_size(model, shape[1:], (positions[0] * step, positions[1] * step))
         grid = (int(positions[0]), int(positions[1]))
         tokens = 1 + grid[0] * grid[1]
         parts = [part for part in model.modules() if isinstance(part, (Outlooker, Transformer))]

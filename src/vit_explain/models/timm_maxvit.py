@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from timm.models.maxxvit import MaxxVit, MaxxVitBlock, ParallelMaxxVitBlock, TransformerBlock2d
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..family import register
@@ -48,8 +48,9 @@ class TimmMaxViT(Timm):
             first,
             places,
             grid,
+            stride=model.stem.stride * 2 ** len(model.stages),
             readout=Readout(patches=True),
-            features="norm" if model.head.norm is None else f"stages.{len(model.stages) - 1}",
+            features="norm" if not isinstance(model.norm, nn.Identity) else f"stages.{len(model.stages) - 1}",
             reason=reason,
             undroppable=f"{self.name(model)} has convolutions, which need every place",
         )

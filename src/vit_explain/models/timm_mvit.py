@@ -35,7 +35,8 @@ class TimmMViT(Timm):
                 keys, queries = _pooled(grid, attention.pool_k), _pooled(grid, attention.pool_q)
                 places.append(_place(grid, keys, queries, prefix))
                 grid = queries
-        read = Readout(tokens=(0,)) if model.global_pool == "token" else Readout(patches=True)
+        by_token, last = model.global_pool == "token", len(model.stages) - 1
+        read = Readout(tokens=(0,)) if by_token else Readout(patches=True)
         return laid_out(
             (shape[1], shape[2]),
             first,
@@ -43,7 +44,7 @@ class TimmMViT(Timm):
             grid,
             prefix=prefix,
             readout=read,
-            features="norm",
+            features=f"stages.{last}.blocks.{len(model.stages[last].blocks) - 1}.norm1" if by_token else "norm",
             reason=f"{self.name(model)}'s tokens look at pooled tokens",
             undroppable=f"{self.name(model)} pools its tokens, and needs all of them",
         )

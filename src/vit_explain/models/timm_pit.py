@@ -15,6 +15,8 @@ from ..layouts import Grid, coarser, laid_out, whole
 from ..timm_common import Timm
 from ..types import Anatomy, Placement, Readout
 
+STEM = 16  # pixels between the tokens that leave LeViT's stem
+
 
 @register
 class TimmPiT(Timm):
@@ -65,11 +67,13 @@ class TimmLeViT(Timm):
             raise ModelError(f"{self.name(model)} is LeViT's variant of convolutions; the other one is supported")
         wanted = model.pretrained_cfg["input_size"][1:] if model.pretrained_cfg else shape[1:]
         self.check_size(model, shape[1:], tuple(wanted))
-        first = grid = (-(-shape[1] // 16), -(-shape[2] // 16))
+        stride = STEM
+        first = grid = (-(-shape[1] // stride), -(-shape[2] // stride))
         places = []
         for stage in model.stages:
             if not isinstance(stage.downsample, nn.Identity):
                 grid, finer = ((grid[0] - 1) // 2 + 1, (grid[1] - 1) // 2 + 1), grid
+                stride *= 2
                 entering, leaving = finer[0] * finer[1], grid[0] * grid[1]
                 nowhere = torch.full((entering,), leaving)
                 queries, keys = torch.arange(leaving)[None], torch.arange(entering)[None]
@@ -80,6 +84,7 @@ class TimmLeViT(Timm):
             first,
             places,
             grid,
+            stride=stride,
             readout=Readout(patches=True),
             features=f"stages.{len(model.stages) - 1}",
             reason=f"{self.name(model)} merges patches on its way",

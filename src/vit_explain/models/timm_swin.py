@@ -29,7 +29,7 @@ class TimmSwin(Timm):
         self.check_channels(model, shape[0])
         if getattr(embed, "strict_img_size", True) and embed.img_size is not None:
             self.check_size(model, size, embed.img_size)
-        first = grid = embed.dynamic_feat_size(size)
+        first = grid = embed.grid_size if embed.img_size == tuple(size) else embed.dynamic_feat_size(size)
         places: list[Placement] = []
         stages = model.stages if isinstance(model, SwinTransformerV2Cr) else model.layers
         for stage in stages:
@@ -47,6 +47,7 @@ class TimmSwin(Timm):
             first,
             places,
             grid,
+            covers=(first[0] * embed.patch_size[0], first[1] * embed.patch_size[1]),
             readout=Readout(patches=True),
             features="norm" if hasattr(model, "norm") else f"stages.{len(stages) - 1}",
             reason=reason,

@@ -1,0 +1,218 @@
+"""Windowed and pooled attention: rows carried down against explicit matrices over all tokens, built another way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small_models import lively
+from timm.models import maxxvit as maxvit_code
+from timm.models import swin_transformer as swin_code
+from timm.models.hiera import Hiera
+from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitConvCfg, MaxxVitTransformerCfg
+from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
+from timm.models.pvt_v2 import PyramidVisionTransformerV2
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.twins import Twins
+from torch import Tensor, nn
+
+from vit_explain import Explainer
+from vit_explain.types import Layer
+
+SIDE = (32, 48)
+SWIN: dict[str, Any] = {"img_size": SIDE, "patch_size": 4, "window_size": 2, "embed_dim": 12, "depths": (2, 2),
+                        "num_heads": (2, 3), "num_classes": 4}  # fmt: skip
+MAXVIT = MaxxVitCfg(
+    embed_dim=(16, 32),
+    depths=(1, 1),
+    block_type=("M", "M"),
+    stem_width=8,
+    conv_cfg=MaxxVitConvCfg(),
+    transformer_cfg=MaxxVitTransformerCfg(dim_head=8, window_size=(2, 2), grid_size=(2, 2)),
+)
+MVIT = MultiScaleVitCfg(
+    depths=(1, 2), embed_dim=(8, 16), num_heads=(1, 2), stride_q=((1, 1), (2, 2)), stride_kv=((2, 2), (1, 1)),
+    use_cls_token=True, use_abs_pos=True, rel_pos_type="", expand_attn=True,
+)  # fmt: skip
+
+# (model, the full mean attention of each call and its residual, each (leaving, entering), the merge below it or None)
+Full = tuple[Tensor, Tensor, Tensor | None]
+
+
+def eye_images(grid: tuple[int, int]) -> Tensor:
+    """Every patch as an image that is one there: (N, 1, h, w)."""
+    return torch.eye(grid[0] * grid[1]).view(-1, 1, *grid)
+
+
+def averaging(grid: tuple[int, int], step: int) -> Tensor:
+    """(coarse, fine): means over squares, by average pooling."""
+    return F.avg_pool2d(eye_images(grid), step).flatten(1).T
+
+
+def scattered(attention: Tensor, queries: Tensor, keys: Tensor, leaving: int, entering: int) -> Tensor:
+    """(W, H, n, m) of one image and the token numbers of each window -> (leaving, entering), entry by entry."""
+    full = torch.zeros(leaving, entering)
+    for window, heads in enumerate(attention):
+        mean = heads.mean(0)
+        for i, query in enumerate(queries[window].tolist()):
+            for j, key in enumerate(keys[window].tolist()):
+                full[query, key] += mean[i, j]
+    return full
+
+
+def swin(model: Any, layers: list[Layer]) -> list[Full]:
+    found: list[Full] = []
+    calls, grid = iter(layers), (8, 12)
+    for number, stage in enumerate(model.layers):
+        merge = None
+        if number:
+            merge, grid = averaging(grid, 2), (grid[0] // 2, grid[1] // 2)
+        tokens = grid[0] * grid[1]
+        for block in stage.blocks:
+            image = torch.arange(tokens).view(1, *grid, 1)
+            shifted = torch.roll(image, (-block.shift_size[0], -block.shift_size[1]), (1, 2))
+            windows = swin_code.window_partition(shifted, block.window_size).flatten(1)
+            full = scattered(next(calls).attention(), windows, windows, tokens, tokens)
+            found.append((full, torch.eye(tokens), merge))
+            merge = None
+    return found
+
+
+def maxvit(model: Any, layers: list[Layer]) -> list[Full]:
+    found: list[Full] = []
+    calls, grid = iter(layers), (8, 12)
+    for number in range(2):
+        merge = None
+        if number:
+            merge, grid = averaging(grid, 2), (grid[0] // 2, grid[1] // 2)
+        tokens = grid[0] * grid[1]
+        image = torch.arange(tokens).view(1, *grid, 1)
+        for partition in (maxvit_code.window_partition, maxvit_code.grid_partition):
+            windows = partition(image, [2, 2]).flatten(1)
+            found.append(
+                (scattered(next(calls).attention(), windows, windows, tokens, tokens), torch.eye(tokens), merge)
+            )
+            merge = None
+    return found
+
+
+def pvt(model: Any, layers: list[Layer]) -> list[Full]:
+    first, second = layers
+    fine, coarse = (8, 12), (4, 6)
+    reduced = first.attention()[0].mean(0) @ averaging(fine, 2)
+    return [
+        (reduced, torch.eye(96), None),
+        (second.attention()[0].mean(0), torch.eye(24), averaging(fine, 2)),
+    ]
+
+
+def twins(model: Any, layers: list[Layer]) -> list[Full]:
+    local, reduced, last = layers
+    image = torch.arange(96).view(8, 12)
+    windows = torch.stack([image[r : r + 2, c : c + 2].flatten() for r in range(0, 8, 2) for c in range(0, 12, 2)])
+    return [
+        (scattered(local.attention(), windows, windows, 96, 96), torch.eye(96), None),
+        (reduced.attention()[0].mean(0) @ averaging((8, 12), 2), torch.eye(96), None),
+        (last.attention()[0].mean(0), torch.eye(24), averaging((8, 12), 2)),
+    ]
+
+
+def with_class_token(matrix: Tensor) -> Tensor:
+    return torch.block_diag(torch.ones(1, 1), matrix)
+
+
+def mvit(model: Any, layers: list[Layer]) -> list[Full]:
+    pool = with_class_token(averaging((8, 12), 2))
+    first, second, third = (layer.attention()[0].mean(0) for layer in layers)
+    return [(first @ pool, torch.eye(97), None), (second, pool, None), (third, torch.eye(25), None)]
+
+
+def hiera(model: Any, layers: list[Layer]) -> list[Full]:
+    tokens = 8 * 12
+    # Where the model puts each token, told by itself.
+    order = model.unroll(torch.arange(tokens, dtype=torch.float32).view(1, tokens, 1)).flatten().long()
+    unroll = F.one_hot(order, tokens).float()  # (own order, row by row)
+    found: list[Full] = []
+    units, first, second, last = tokens // 16, *layers
+    for layer, leaving in ((first, tokens), (second, tokens // 4)):
+        windows = torch.arange(tokens).view(-1, units).T
+        queries = torch.arange(leaving).view(-1, units).T
+        full = scattered(layer.attention(), queries, windows, leaving, tokens)
+        residual = torch.eye(tokens)
+        if leaving < tokens:  # tokens that are pooled lie a quarter of the sequence apart
+            residual = torch.stack([torch.eye(tokens)[j::leaving].mean(0) for j in range(leaving)])
+        found.append((full, residual, unroll if layer is first else None))
+    found.append((last.attention()[0].mean(0), torch.eye(tokens // 4), None))
+    return found
+
+
+SMALL: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, list[Layer]], list[Full]]]] = {
+    "swin": (lambda: SwinTransformer(**SWIN), swin),
+    "swin v2": (lambda: SwinTransformerV2(**SWIN), swin),
+    "maxvit": (lambda: MaxxVit(MAXVIT, img_size=SIDE, num_classes=4), maxvit),
+    "pvt v2": (
+        lambda: PyramidVisionTransformerV2(
+            depths=(1, 1), embed_dims=(8, 16), num_heads=(1, 2), sr_ratios=(2, 1), mlp_ratios=(2, 2), num_classes=4
+        ),
+        pvt,
+    ),
+    "twins": (
+        lambda: Twins(
+            img_size=SIDE, patch_size=4, embed_dims=(8, 16), num_heads=(1, 2), mlp_ratios=(2, 2), depths=(2, 1),
+            sr_ratios=(2, 1), wss=(2, None), num_classes=4,
+        ),
+        twins,
+    ),
+    "mvit v2": (lambda: MultiScaleVit(MVIT, img_size=SIDE, num_classes=4), mvit),
+    "hiera": (
+        lambda: Hiera(
+            img_size=SIDE, embed_dim=8, num_heads=1, stages=(1, 2), q_pool=1, mask_unit_size=(4, 4),
+            mask_unit_attn=(True, False), patch_kernel=(4, 4), patch_stride=(4, 4), patch_padding=(0, 0), num_classes=4,
+        ),
+        hiera,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=SMALL)
+def named(request: Any) -> tuple[str, nn.Module]:
+    torch.manual_seed(0)
+    return request.param, lively(SMALL[request.param][0]())
+
+
+@pytest.fixture
+def pixels() -> Tensor:
+    return torch.randn(2, 3, *SIDE, generator=torch.Generator().manual_seed(3))
+
+
+def captured(model: nn.Module, pixels: Tensor) -> list[Layer]:
+    """The calls of one image, through the package; that attention is right is proven in ``test_capture``."""
+    from vit_explain.inquiry import Subject
+
+    family = Explainer(model).family
+    anatomy = family.anatomy(model, (3, *SIDE))
+    with torch.no_grad():
+        trace, _ = Subject(model, family, anatomy).look(pixels, frozenset({"attention"}))
+    return trace.layers
+
+
+def test_rollout_is_the_product_of_explicit_matrices(named, pixels):
+    name, model = named
+    found = Explainer(model).explain(pixels, "rollout").relevance
+    prefix = int(name == "mvit v2")
+    for image in range(2):
+        parts = SMALL[name][1](model, captured(model, pixels[image : image + 1]))
+        last = len(parts[-1][0])
+        row = np.eye(1, last)[0] if prefix else np.full(last, 1 / last)
+        for attention, residual, merge in reversed(parts):
+            matrix = (attention + residual).numpy().astype(np.float64)
+            row = row @ (matrix / matrix.sum(1, keepdims=True))
+            if merge is not None:
+                row = row @ merge.numpy()
+        np.testing.assert_allclose(found[image].ravel(), row[prefix:], rtol=1e-4, atol=1e-7)
+        assert found[image].sum() + row[:prefix].sum() == pytest.approx(1, rel=1e-5)
