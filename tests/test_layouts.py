@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from geometry import misplaced
 from small_models import lively
 from timm.models import maxxvit as maxvit_code
 from timm.models import swin_transformer as swin_code
@@ -103,7 +104,7 @@ def maxvit(model: Any, layers: list[Layer]) -> list[Full]:
 
 def pvt(model: Any, layers: list[Layer]) -> list[Full]:
     first, second = layers
-    fine, coarse = (8, 12), (4, 6)
+    fine = (8, 12)
     reduced = first.attention()[0].mean(0) @ averaging(fine, 2)
     return [
         (reduced, torch.eye(96), None),
@@ -112,13 +113,16 @@ def pvt(model: Any, layers: list[Layer]) -> list[Full]:
 
 
 def twins(model: Any, layers: list[Layer]) -> list[Full]:
+    def squares(h: int, w: int) -> Tensor:
+        image = torch.arange(h * w).view(h, w)
+        return torch.stack([image[r : r + 2, c : c + 2].flatten() for r in range(0, h, 2) for c in range(0, w, 2)])
+
     local, reduced, last = layers
-    image = torch.arange(96).view(8, 12)
-    windows = torch.stack([image[r : r + 2, c : c + 2].flatten() for r in range(0, 8, 2) for c in range(0, 12, 2)])
+    fine, coarse = squares(8, 12), squares(4, 6)
     return [
-        (scattered(local.attention(), windows, windows, 96, 96), torch.eye(96), None),
+        (scattered(local.attention(), fine, fine, 96, 96), torch.eye(96), None),
         (reduced.attention()[0].mean(0) @ averaging((8, 12), 2), torch.eye(96), None),
-        (last.attention()[0].mean(0), torch.eye(24), averaging((8, 12), 2)),
+        (scattered(last.attention(), coarse, coarse, 24, 24), torch.eye(24), averaging((8, 12), 2)),
     ]
 
 
@@ -164,7 +168,7 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, list[Layer]], lis
     "twins": (
         lambda: Twins(
             img_size=SIDE, patch_size=4, embed_dims=(8, 16), num_heads=(1, 2), mlp_ratios=(2, 2), depths=(2, 1),
-            sr_ratios=(2, 1), wss=(2, None), num_classes=4,
+            sr_ratios=(2, 1), wss=(2, 2), num_classes=4,
         ),
         twins,
     ),
@@ -199,6 +203,15 @@ def captured(model: nn.Module, pixels: Tensor) -> list[Layer]:
     with torch.no_grad():
         trace, _ = Subject(model, family, anatomy).look(pixels, frozenset({"attention"}))
     return trace.layers
+
+
+@pytest.mark.parametrize("cell", ((0, 0), (1, 4), (3, 5)))
+@pytest.mark.parametrize("name", SMALL)
+def test_values_change_where_the_picture_does(name, cell):
+    """With weights as at the start of a training, when a token is hardly more than its own patch."""
+    torch.manual_seed(0)
+    exact = name in ("swin", "swin v2", "hiera")  # the others have convolutions that overlap
+    assert misplaced(SMALL[name][0]().eval(), SIDE, cell, near=0 if exact else 1) == []
 
 
 def test_rollout_is_the_product_of_explicit_matrices(named, pixels):

@@ -1,0 +1,67 @@
+"""Where on the picture the tokens of each attention call lie, found out by changing the picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vit_explain import Explainer
+from vit_explain.inquiry import Subject
+from vit_explain.placed import from_keys, skipped, unmerged
+from vit_explain.types import Trace
+
+
+def looked(model: nn.Module, pixels: Tensor) -> Trace:
+    """What the package sees of each attention call, values too."""
+    family = Explainer(model).family
+    anatomy = family.anatomy(model, tuple(pixels.shape[1:]))  # type: ignore[arg-type]
+    with torch.no_grad():
+        # "values" are asked for through a need that every layout has.
+        trace, _ = Subject(model, family, anatomy).look(pixels, frozenset({"attention", "gradient"}))
+    return trace
+
+
+def misplaced(model: nn.Module, size: tuple[int, int], cell: tuple[int, int], near: int = 0) -> list[str]:
+    """The names of attention calls whose values change most elsewhere than where the picture was changed.
+
+    ``cell``: (row, column) of the model's coarsest grid; there the picture gets a square of noise. ``near``: cells that
+    the place may be away from it, where convolutions overlap.
+    """
+    generator = torch.Generator().manual_seed(0)
+    plain = 0.1 * torch.randn(1, 3, *size, generator=generator)
+    anatomy: Any = Explainer(model).family.anatomy(model, (3, *size))  # type: ignore[arg-type]
+    (height, width), (h, w) = anatomy.covers, anatomy.grid
+    down, across = height // h, width // w
+    changed = plain.clone()
+    square = changed[..., cell[0] * down : (cell[0] + 1) * down, cell[1] * across : (cell[1] + 1) * across]
+    square += torch.randn(square.shape, generator=generator)  # without edges, which convolutions next to it would see
+    before, after = looked(model, plain), looked(model, changed)
+    return [
+        layer.name
+        for number, layer in enumerate(after.layers)
+        if _distance(after, number, _change(before, after, number), cell) > near
+    ]
+
+
+def _change(before: Trace, after: Trace, number: int) -> Tensor:
+    """How much each key's value changed: (windows, keys)."""
+    one, other = before.layers[number].v, after.layers[number].v
+    assert one is not None and other is not None
+    return (one - other).float().norm(dim=-1).norm(dim=1)
+
+
+def _distance(trace: Trace, number: int, change: Tensor, cell: tuple[int, int]) -> int:
+    """Cells between ``cell`` and the one that changed most."""
+    plan, layer, coarse = trace.anatomy.plan, trace.layers[number], trace.anatomy.grid
+    if plan is None:
+        grid, row = coarse, change[:, trace.anatomy.prefix :]
+    else:
+        row = unmerged(layer, from_keys(layer, change))
+        for below in reversed(trace.layers[:number]):
+            row = unmerged(below, skipped(below, row))
+        grid, row = plan.grid, row[:, plan.prefix :]
+    place = int(F.adaptive_avg_pool2d(row.view(1, 1, *grid), coarse).argmax())
+    return max(abs(place // coarse[1] - cell[0]), abs(place % coarse[1] - cell[1]))
