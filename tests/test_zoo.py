@@ -12,7 +12,7 @@ from vit_explain import list_models
 from vit_explain.capture import look, match
 from vit_explain.errors import CaptureError
 from vit_explain.family import family_of
-from vit_explain.models.timm_plain import NOT_PLAIN
+from vit_explain.models.timm_plain import TimmPlain
 from vit_explain.types import Layer
 
 
@@ -26,7 +26,7 @@ def captured(name: str) -> tuple[Any, tuple[int, int], list[Layer], Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for pattern in NOT_PLAIN for name in timm.list_models(pattern)])
+@pytest.mark.parametrize("name", [name for pattern in TimmPlain.exclude for name in timm.list_models(pattern)])
 def test_what_is_left_out_would_be_refused(name):
     model, size, layers, _ = captured(name)
     with pytest.raises(CaptureError, match="attention calls were seen"):

@@ -20,7 +20,10 @@ class TimmOther(Timm):
     fallback = True
 
     def matches(self, model: nn.Module) -> bool:
-        return type(model).__module__.startswith("timm.") and bool(getattr(model, "feature_info", None))
+        return _from_timm(model) and bool(getattr(model, "feature_info", None)) and any(map(_attends, model.modules()))
+
+    def refuses(self, model: nn.Module) -> str | None:
+        return f"timm's {type(model).__name__} is not supported: it has no attention" if _from_timm(model) else None
 
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         self.check_channels(model, shape[0])
@@ -37,3 +40,11 @@ class TimmOther(Timm):
             reason=f"how attention of {name} lies on the picture is not known",
             undroppable=f"{name} is not known to go without some of its tokens",
         )
+
+
+def _from_timm(model: nn.Module) -> bool:
+    return type(model).__module__.startswith("timm.")
+
+
+def _attends(part: nn.Module) -> bool:
+    return any(word in type(part).__name__.lower() for word in ("attention", "attn", "mhsa"))
