@@ -11,9 +11,9 @@ right in more than half of the cases. How much of a map lies in the right quarte
 concentrated a map is (AG-CAM always lights the right quarter most, with 35 % of its mass).
 
 Methods that do not get there are at chance, 17 to 21 %, while all others are at 54 % or more. They are in
-``AT_CHANCE``, each with what about it is the reason, and must fail: one that passes fails its test. That they compute what their
-papers say is proven elsewhere. On mosaics of photos (``benchmarks/mosaics.py``, 12 of them) Grad-SAM is above chance,
-at 56 %, and the other four are at 27 to 38 %.
+``AT_CHANCE``, each with what about it is the reason, and must fail: one that passes fails its test. That they compute
+what their papers say is proven elsewhere. On mosaics of photos (``benchmarks/mosaics.py``, 12 of them) Grad-SAM is above
+chance, at 56 %, and the other four are at 27 to 38 %.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ FEWER: dict[str, dict[str, Any]] = {
 }
 DEAR = 10  # passes a map; methods that take more here are slow tests
 AT_CHANCE = {
-    "attn_gradcam": "one weight a head, its mean gradient over all patches, for the last attention alone: little of the "
-    "class's place is left",
+    "attn_gradcam": "one weight a head, its mean gradient over all patches, for the last attention alone: little of "
+    "the class's place is left",
     "gmar": "the gradient only weighs heads, and attention itself is the same for all classes",
     "grad_sam": "sums over every query of every layer, most of which never reach what the head reads",
     "partial_lrp": "relevance of positive contributions depends little on the class (Gu, Yang and Tresp, ACCV 2018)",
