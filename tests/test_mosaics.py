@@ -12,8 +12,8 @@ concentrated a map is (AG-CAM always lights the right quarter most, with 35 % of
 
 Methods that do not get there are at chance, 17 to 21 %, while all others are at 54 % or more. They are in
 ``AT_CHANCE``, each with what about it is the reason, and must fail: one that passes fails its test. That they compute
-what their papers say is proven elsewhere. On mosaics of photos (``benchmarks/mosaics.py``, 12 of them) Grad-SAM is above
-chance, at 56 %, and the other four are at 27 to 38 %.
+what their papers say is proven elsewhere. On mosaics of photos (``benchmarks/mosaics.py``, 12 of them) Grad-SAM is
+above chance, at 56 %, and the other four are at 27 to 38 %.
 """
 
 from __future__ import annotations
