@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 from classes import classes
+from flow import flow
 from memory import memory
 from methods import methods
 from peers import peers
@@ -26,6 +27,7 @@ PARTS: dict[str, Callable[[int], Table | str]] = {
     "methods": methods,
     "classes": classes,
     "perturbation": perturbation,
+    "flow": flow,
     "memory": memory,
     "peers": peers,
 }

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
-from measuring import MODELS, at_most, backward, build, forward, images, in_turns, milliseconds, table, words
+from measuring import MODELS, at_most, backward, build, forward, images, in_turns, milliseconds, table
 from rich.table import Table
 
 from vit_explain import Explainer, list_methods
@@ -14,31 +13,26 @@ from vit_explain.registry import Method
 BATCHES = {"ViT-B/16": 4, "DeiT-Ti": 8}
 LIMIT = 1.15  # of one forward and at most one backward
 MOST = 2  # passes either way of what is shown
-# Options that make one pass of a method with more: relevance propagation without γ.
-SINGLE = {"attn_lrp": {"linear_gamma": 0.0, "conv_gamma": 0.0}}
 
 
-def cases(with_backward: bool) -> list[tuple[Method, dict[str, Any], float | None]]:
-    """(method, options, limit); methods of more passes, or whose definition asks for more than passes, have none."""
+def cases(with_backward: bool) -> list[tuple[Method, float | None]]:
+    """(method, limit); methods of more passes, or whose definition asks for more than passes, have none."""
     few = [one for one in list_methods() if max(one.forwards, one.backwards) <= MOST]
     few = [one for one in few if bool(one.backwards) == with_backward]
-    found: list[tuple[Method, dict[str, Any], float | None]] = [
-        (one, {}, LIMIT if max(one.forwards, one.backwards) == 1 and not one.beyond_passes else None) for one in few
-    ]
-    return found + [(one, SINGLE[one.name], LIMIT) for one in few if one.name in SINGLE]
+    return [(one, LIMIT if max(one.forwards, one.backwards) == 1 and not one.beyond_passes else None) for one in few]
 
 
 def methods(rounds: int) -> Table:
-    rows = table("Cost over one bare forward, or over one forward and backward to the pixels", "method", "options",
-                 "passes", "model", "batch", "bare ms", "with map ms", "ratio", "limit", "met")  # fmt: skip
+    rows = table("Cost over one bare forward, or over one forward and backward to the pixels", "method", "passes",
+                 "model", "batch", "bare ms", "with map ms", "ratio", "limit", "met")  # fmt: skip
     for title, name in MODELS.items():
         model = build(name)
         explainer, pixels = Explainer(model), images(BATCHES[title])
         for bare, chosen in ((forward, cases(False)), (backward, cases(True))):
-            maps = [partial(explainer.attribute, pixels, None, one.name, **options) for one, options, _ in chosen]
+            maps = [partial(explainer.attribute, pixels, None, one.name) for one, _ in chosen]
             timings = in_turns(partial(bare, model, pixels), maps, rounds)
-            for (one, options, limit), found in zip(chosen, timings, strict=True):
-                passes = f"{one.forwards}F {one.backwards}B{' +' if one.beyond_passes and not options else ''}"
-                rows.add_row(one.name, words(options), passes, title, str(len(pixels)), milliseconds(found.bare),
+            for (one, limit), found in zip(chosen, timings, strict=True):
+                passes = f"{one.forwards}F {one.backwards}B{' +' if one.beyond_passes else ''}"
+                rows.add_row(one.name, passes, title, str(len(pixels)), milliseconds(found.bare),
                              milliseconds(found.work), *at_most(found.ratio, limit))  # fmt: skip
     return rows

@@ -28,7 +28,7 @@ from .flow_cuts import Floats, cheapest, costs
 
 LARGEST = 2  # entries of every row and column that a skeleton begins with
 GROUP = 256  # sinks whose first cuts are searched together
-FEWEST = 256  # edges that a skeleton is extended by, twice as many in each further round for the same sink
+FEWEST = 64  # edges that a skeleton is extended by, twice as many in each further round for the same sink
 COVER = 4  # times the gap between the bounds that added edges should close
 WHOLE = np.iinfo(np.int32).max  # the solver counts in 32 bits
 CHEAPER = 1 - 1e-13  # a cut that is cheaper by less is no progress, but rounding

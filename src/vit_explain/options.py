@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from .errors import OptionError
@@ -52,6 +53,8 @@ class Option:
 
     def check(self, value: Any, method: str) -> Any:
         """The value, as the kind the method expects; an error that says what is allowed otherwise."""
+        if isinstance(value, Real) and not isinstance(value, (int, float)):  # numpy's numbers
+            value = int(value) if isinstance(value, Integral) else float(value)
         if any(type(value) is type(choice) and value == choice for choice in self.choices):
             return value
         if value is None and type(None) in self.kinds:

@@ -21,11 +21,10 @@ from ..types import Trace
     means="Each patch's share of the score, for and against, where attention's queries and keys get a share as well as "
     "its values.",
     does_not_mean="Shares do not add up to the score: the softmax and the biases keep a part. The map depends on γ, "
-    "which has to be tuned for every model; the defaults suit none in particular.",
+    "whose best value differs from model to model.",
     needs={"gradient"},
     needs_also=lambda *, level, **_: needed_at(level),
     backwards=1,
-    beyond_passes="γ takes the products of linear layers and convolutions twice",
     class_specific=True,
     signed=True,
     within=lambda *, attention, linear_gamma, conv_gamma, epsilon, **_: Rules(
@@ -43,8 +42,8 @@ def attn_lrp(
     *,
     level: Level = "patches",
     attention: Literal["uniform", "detach"] = "uniform",
-    linear_gamma: Gamma = 0.05,
-    conv_gamma: Gamma = 0.25,
+    linear_gamma: Gamma = 0.0,
+    conv_gamma: Gamma = 0.0,
     epsilon: Epsilon = 0.0,
 ) -> Tensor:
     """Relevance propagated through values, and through queries and keys: what spoke for and against the class.
@@ -57,10 +56,10 @@ def attn_lrp(
     ``level``: "patches", of the tokens that enter the first block, (B, h, w), prefix tokens dropped; "pixels", of the
     model's input, (B, H, W). ``attention``: "detach" gives queries and keys nothing, as the authors' code does for
     vision transformers; without biases y is then conserved. ``linear_gamma``, ``conv_gamma``: contributions of a
-    linear layer (a convolution) that have its output's sign count 1 + γ times (see ``swapped``). The paper uses this
-    rule for vision transformers because maps are noisy without it; it searches γ on a grid, and the defaults lie in
-    the grid of the authors' example. They suit no model in particular: γ must be tuned for every one. Any γ doubles
-    the cost of the layers that it concerns; with 0 a look costs one plain forward and backward. ``epsilon`` is added
+    linear layer (a convolution) that have its output's sign count 1 + γ times (see ``swapped``). The paper uses γ for
+    vision transformers because maps are noisy without it, and searches it on a grid for every model. On the bundled
+    model a γ of 0.01 localises objects in mosaics a little better than 0 and deletes as well, and 0.25 does worse; as
+    any γ doubles the cost of the layers that it concerns, the default is 0. ``epsilon`` is added
     to the size of outputs, so small ones lose relevance.
 
     With ``attention="detach"`` this is what lxt and zennit give for vision transformers, where zennit's γ reaches all

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attention_paths import column_sums, on_tokens, through_pool, with_gradient
+from ..errors import OptionError
 from ..options import Range
 from ..registry import method
 from ..types import Layer, Trace
@@ -37,7 +38,10 @@ def legrad(trace: Trace, *, last: Annotated[int, Range(1)] | None = None) -> Ten
     authors feed Z^l to a pooling attention as it is; here it passes the model's final norm, as what leaves the last
     block does.
     """
-    chosen = range(len(trace.layers))[-(last or 0) :]
+    blocks = len(trace.layers)
+    if last is not None and last > blocks:
+        raise OptionError(f"legrad: the model has {blocks} blocks, not the last {last}")
+    chosen = range(blocks)[-(last or 0) :]
     found = torch.zeros(len(trace.pixels), trace.length, device=trace.logits.device)
     for number in chosen:
         layer = _own_score(trace, number)

@@ -17,9 +17,9 @@ from ..types import Layer, Trace
     means="From which patches the last attention fetched what then counted for the class.",
     does_not_mean="It shows one layer, whose tokens have already gathered from elsewhere. The relevance of all "
     "positive contributions depends little on the class, so the maps of two classes are often alike.",
-    needs={"features", "gradient", "probe"},
+    needs={"probe"},
     forwards=2,
-    backwards=2,
+    backwards=1,
     class_specific=True,
 )
 def partial_lrp(trace: Trace, *, legacy: bool = False) -> Tensor:

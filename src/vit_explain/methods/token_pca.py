@@ -52,7 +52,7 @@ def token_pca(
     if component >= most:
         raise OptionError(
             f"token_pca: component {component} does not exist; {tokens.shape[1]} patches of {tokens.shape[2]} channels "
-            f"have components 0 to {most - 1}"
+            f"have {f'components 0 to {most - 1}' if most else 'none'}"
         )
     if layer_norm:
         tokens = F.layer_norm(tokens, tokens.shape[-1:])
