@@ -16,9 +16,13 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 # A name stands for a module, or for every module of a package. Later lines may import earlier ones, never each other.
 LEVELS = [
     {"_version", "errors"},
-    {"flow_cuts", "options", "paper", "photos", "ranks", "selection", "superpixels", "terminal", "types"},
+    {"eager", "flow_cuts", "multihead", "options", "paper", "photos", "ranks", "selection", "superpixels", "terminal"},
+    {"types", "weights"},
     {"biases", "flow", "heap", "hooks", "image", "registry", "relevance_rules", "swapped", "targets"},
     {"artifacts", "cams", "capture", "family", "heads", "perturb", "pixel_paths", "propagate", "relprop", "rules"},
+    {"structure"},
+    {"huggingface"},
+    {"prompts"},
     {"attention_paths", "contributions", "inquiry", "players"},
     {"catalogue", "inputs", "labels", "methods", "metrics", "models", "render", "sharing", "store"},
     {"charts", "explanation", "loading"},

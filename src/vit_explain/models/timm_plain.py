@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import pickle
-import warnings
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..errors import ModelError, reason
 from ..family import register
 from ..image import Preprocessing
 from ..types import Anatomy, Readout
+from ..weights import load_weights, read_state
 
 try:
     import timm
@@ -222,42 +220,8 @@ def _bundled(checkpoint: Path | None) -> Any:
 
 def _with_checkpoint(name: str, checkpoint: Path, arguments: dict[str, Any]) -> Any:
     """The architecture with a file's weights, every one of them used; the head is as wide as the file's."""
-    state = _read_state(checkpoint)
+    state = read_state(checkpoint)
     head = state.get("head.weight")
     if head is not None:
         arguments = {**arguments, "num_classes": head.shape[0]}
-    model = timm.create_model(name, pretrained=False, **arguments)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ModelError(
-            f"{checkpoint}: these weights do not fit {name}: {' '.join(str(error).split())[:300]}"
-        ) from error
-    return model.eval()
-
-
-def _read_state(checkpoint: Path) -> dict[str, Tensor]:
-    if not checkpoint.is_file():
-        raise ModelError(f"{checkpoint}: there is no such checkpoint file")
-    try:
-        if checkpoint.suffix == ".safetensors":
-            with safe_open(checkpoint, "pt") as archive:
-                state: Any = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (no dict)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch remarks on odd pickles before it refuses them
-                state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{checkpoint}: holds more than tensors, and loading it could run code, so it is refused; "
-            "save its state_dict, best as .safetensors"
-        ) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise ModelError(f"{checkpoint}: cannot be read as weights ({reason(error)})") from error
-    for key in ("model_ema", "state_dict_ema", "state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
-        raise ModelError(f"{checkpoint}: holds no state_dict of tensors")
-    prefix = "module."
-    return {name.removeprefix(prefix): value for name, value in state.items()}
+    return load_weights(timm.create_model(name, pretrained=False, **arguments), state, checkpoint, name)
