@@ -7,13 +7,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from families import THOROUGH, example
 from small_models import MODELS, SIZE, small
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=[*MODELS, *THOROUGH])
 def model(request: pytest.FixtureRequest) -> torch.nn.Module:
-    """A small model of each kind of anatomy."""
-    return small(request.param)
+    """A small model of each kind of anatomy, and of some other libraries."""
+    return small(request.param) if request.param in MODELS else example(request.param)
 
 
 @pytest.fixture

@@ -66,6 +66,9 @@ class Words:
     def __init__(self, length: int, dictionary: bool) -> None:
         self.length, self.dictionary = length, dictionary
 
+    def __len__(self) -> int:
+        return 50
+
     def __call__(self, texts: list[str], **_: Any) -> Any:
         rows = torch.zeros(len(texts), self.length, dtype=torch.long)
         for row, text in zip(rows, texts, strict=True):
@@ -159,7 +162,7 @@ FAMILIES: dict[str, Example] = {
         hf("BeitForImageClassification", attention="eager", use_mean_pooling=False, **BEIT)
     ),
     "transformers Data2Vec": Example(
-        hf("Data2VecVisionForImageClassification", use_absolute_position_embeddings=True, drop_path_rate=0.0)
+        hf("Data2VecVisionForImageClassification", use_shared_relative_position_bias=True, drop_path_rate=0.0)
     ),
     "transformers DINOv2": Example(hf("Dinov2ForImageClassification", **FREE)),
     "transformers DINOv2 without a head": Example(hf("Dinov2Model", attention="eager", **FREE)),

@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vit_explain import Explainer
-from vit_explain.errors import ModelError, OptionError
+from vit_explain.errors import OptionError
 from vit_explain.rules import Rules
 
 LIBRA: dict[str, Any] = {

@@ -241,7 +241,8 @@ class Explainer:
         parts: list[dict[str, Result]] = []
         # Whatever mode the caller is in: inside torch.inference_mode() nothing could be differentiated, and outside
         # of it what is never differentiated takes longer.
-        with torch.inference_mode(not DIFFERENTIATED & all_needs(group)), torch.no_grad():
+        last = not DIFFERENTIATED & all_needs(group) and not self._subject(pixels[:1])[0].anatomy.remembers
+        with torch.inference_mode(last), torch.no_grad():
             for first in range(0, images, CHUNK):
                 look = SharedLook(*self._subject(pixels[first : first + CHUNK]), group, refused)
                 columns = self._columns(wanted[first : first + CHUNK], look.logits) if wanted else []

@@ -22,7 +22,7 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def hooked(module: nn.Module, *, before: Before | None = None, after: After | None = None) -> Iterator[None]:
-    """Pass the module's first argument through ``before`` and its output, or the first of several, through ``after``."""
+    """Pass a module's first argument through ``before``, its output, or the first of several, through ``after``."""
     thread = threading.get_ident()
 
     def pre_hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

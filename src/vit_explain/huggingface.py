@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ from .weights import load_weights, read_state
 
 PREFIX = "hf/"
 HEADS = ("classifier.weight", "cls_classifier.weight")
+POOLER = "pooler."
 HALF = (0.5, 0.5, 0.5)
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # How pictures were prepared where no file says so: (mean, std), and how they are fitted.
 CUSTOMS = {
     "deit": (IMAGENET, "center"),
+    "vit_mae": (IMAGENET, "center"),
     "vit_msn": (IMAGENET, "center"),
     "dinov2": (IMAGENET, "center"),
     "dinov2_with_registers": (IMAGENET, "center"),
@@ -54,7 +58,8 @@ def from_hub(name: str, checkpoint: Path | None) -> Any:
         config = transformers.AutoConfig.from_pretrained(source)
         kind = _class_of(transformers, config)
         if checkpoint is None:
-            return kind.from_pretrained(source).eval()
+            with _quiet(transformers):
+                return _complete(*kind.from_pretrained(source, output_loading_info=True))
     except ModelError:
         raise
     except Exception as error:  # hubs, proxies and disks fail in many ways; all of them mean "no such model"
@@ -66,6 +71,34 @@ def from_hub(name: str, checkpoint: Path | None) -> Any:
     if rows and rows[0] != config.num_labels:
         config.num_labels = rows[0]
     return load_weights(kind(config), state, checkpoint, name)
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without progress bars and tables of weights: what matters of them is said in words."""
+    said = transformers.utils.logging
+    level, bars = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity_error()
+    said.disable_progress_bar()
+    try:
+        yield
+    finally:
+        said.set_verbosity(level)
+        if bars:
+            said.enable_progress_bar()
+
+
+def _complete(model: Any, loaded: dict[str, Any]) -> Any:
+    """The model in eval mode, where no weight is a random one; a pooler that nobody trained is left out."""
+    missing = [name for name in loaded["missing_keys"] if not name.startswith(POOLER)]
+    if missing:
+        raise ModelError(
+            f"{name_of(model)}: its files lack {len(missing)} weights of {type(model).__name__}, which would be "
+            f"random: {', '.join(sorted(missing)[:3])}; save the whole model"
+        )
+    if loaded["missing_keys"]:
+        model.pooler = None
+    return model.eval()
 
 
 def _class_of(transformers: Any, config: Any) -> Any:
@@ -135,17 +168,18 @@ def _processor(source: str) -> dict[str, Any] | None:
 
 
 def preprocessing_of(processor: dict[str, Any], size: tuple[int, int]) -> Preprocessing:
-    """A processor's fields in this package's words."""
-    resized, cut = _sides(processor.get("size")), _sides(processor.get("crop_size"))
-    if not processor.get("do_resize", True):
-        resized = None
-    if not processor.get("do_center_crop", False):
-        cut = None
-    final = cut or (resized if isinstance(resized, tuple) else None) or size
-    if isinstance(resized, int):
-        crop_pct, mode = min(final) / resized, "center"
+    """A processor's fields in this package's words.
+
+    Where an odd number of pixels is cut off, processors of transformers cut one less at the left and the top.
+    """
+    resized = _sides(processor.get("size")) if processor.get("do_resize", True) else ()
+    cut = _sides(processor.get("crop_size")) if processor.get("do_center_crop", False) else ()
+    if len(resized) == 2:  # both sides, whatever the picture's shape
+        final = cut or resized
+        crop_pct, mode = final[0] / resized[0], "squash"
     else:
-        crop_pct, mode = (final[0] / resized[0], "squash") if resized else (1.0, "center")
+        final = cut or size
+        crop_pct, mode = min(final) / resized[0] if resized else 1.0, "center"
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if processor.get("do_normalize", True):
         mean, std = processor.get("image_mean") or HALF, processor.get("image_std") or HALF
@@ -153,7 +187,7 @@ def preprocessing_of(processor: dict[str, Any], size: tuple[int, int]) -> Prepro
     factor = 255 * (processor.get("rescale_factor") or 1 / 255) if processor.get("do_rescale", True) else 255.0
     resample = processor.get("resample")
     return Preprocessing(
-        size=final,
+        size=(final[0], final[-1]),
         mean=tuple(one / factor for one in mean),
         std=tuple(one / factor for one in std),
         interpolation="bicubic" if resample is None else Image.Resampling(int(resample)).name.lower(),
@@ -162,10 +196,12 @@ def preprocessing_of(processor: dict[str, Any], size: tuple[int, int]) -> Prepro
     )
 
 
-def _sides(size: Any) -> tuple[int, int] | int | None:
-    """(height, width), or the shorter side alone."""
-    if isinstance(size, dict):
-        if size.get("shortest_edge"):
-            return int(size["shortest_edge"])
-        return (int(size["height"]), int(size["width"])) if size.get("height") else None
-    return None if size is None else pair(size)
+def _sides(size: Any) -> tuple[int, ...]:
+    """(height, width), or the shorter side alone, or nothing."""
+    if size is None:
+        return ()
+    if not isinstance(size, dict):
+        return pair(size)
+    if size.get("shortest_edge"):
+        return (int(size["shortest_edge"]),)
+    return (int(size["height"]), int(size["width"])) if size.get("height") else ()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .capture import evaluation_mode
-from .errors import ModelError, TargetError, reason
+from .errors import ModelError, TargetError
 from .huggingface import transformers_module
 
 Tokenizer = Callable[..., Any]
@@ -21,7 +21,7 @@ TOKENIZERS: WeakKeyDictionary[nn.Module, Tokenizer] = WeakKeyDictionary()
 
 
 class Prompted(nn.Module):
-    """``scale · cos(image, text) + bias``, (B, prompts): how well pictures match each prompt, as the model compares them.
+    """``scale · cos(image, text) + bias``, (B, prompts): how well pictures match each prompt, by the model's measure.
 
     ``model``: CLIP- or SigLIP-like, of transformers or open_clip; it is held, not changed. ``tokenizer``: its own, by
     default the one whose files lie beside its weights. The prompts' features are computed once, here.
@@ -71,9 +71,19 @@ def _tokenizer_of(model: Any) -> Tokenizer:
             f"{type(model).__name__} does not say which tokenizer it was trained with: give it with tokenizer="
         )
     try:
-        return transformers_module().AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no tokenizer was found for {source} ({reason(error)}): give one with tokenizer=") from error
+        tokenizer = transformers_module().AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        raise ModelError(
+            f"no tokenizer was found for {source} ({' '.join(str(error).split())[:200]}): give one with tokenizer="
+        ) from error
+    # Where there are no files, transformers may make a tokenizer that knows no words.
+    known, wanted = len(tokenizer), model.config.text_config.vocab_size
+    if known < wanted // 2:
+        raise ModelError(
+            f"no tokenizer was found for {source} (one knows {known} tokens, the model {wanted}): "
+            "give one with tokenizer="
+        )
+    return tokenizer
 
 
 def _text_features(model: Any, tokenizer: Tokenizer, prompts: list[str]) -> Tensor:

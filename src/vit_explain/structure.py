@@ -26,12 +26,12 @@ BARE_SCALES = ("lambda_1", "gamma_1")
 
 
 def part(module: Any, names: Sequence[str]) -> tuple[str, Any]:
-    """The first of these names (dots lead further down) that the module has, and what it stands for; else '', None."""
+    """The first of these names (dots lead further down) that a module or tensor of the module has; else '', None."""
     for name in names:
         found = module
         for step in name.split("."):
             found = getattr(found, step, None)
-        if found is not None:
+        if isinstance(found, (nn.Module, Tensor)):
             return name, found
     return "", None
 
@@ -46,12 +46,13 @@ def anatomy_of(
     *,
     undroppable: str | None = None,
     unread: int = 0,
+    remembers: bool = False,
 ) -> Anatomy:
     """The anatomy of a model whose blocks are x + attention(norm(x)), then an MLP alike."""
     last = model.get_submodule(blocks[-1])
     scale, _ = part(last, SCALES)
     attention, _ = part(last, ATTENTION)
-    bare = isinstance(part(last, BARE_SCALES)[1], Tensor)  # then no module puts out what is added
+    bare, _ = part(last, BARE_SCALES)  # then no module puts out what is added
     return Anatomy(
         tuple(blocks),
         grid,
@@ -62,6 +63,7 @@ def anatomy_of(
         undroppable=undroppable,
         attended=() if bare else tuple(f"{block}.{scale or attention}" for block in blocks),
         unread=unread,
+        remembers=remembers,
     )
 
 
@@ -78,10 +80,9 @@ def within(anatomy: Anatomy, path: str) -> Anatomy:
 def output_projection(block: nn.Module) -> Tensor:
     """``W_O`` (D, H·Dv) of a block's attention, with what scales it on its way into the residual stream."""
     weight = part(part(block, ATTENTION)[1], PROJECTIONS)[1].weight
-    _, scale = part(block, BARE_SCALES)
-    if not isinstance(scale, Tensor):
-        _, scale = part(part(block, SCALES)[1], SCALE_WEIGHTS)
-    return weight * scale[:, None] if isinstance(scale, Tensor) else weight
+    _, bare = part(block, BARE_SCALES)
+    scale = part(part(block, SCALES)[1], SCALE_WEIGHTS)[1] if bare is None else bare
+    return weight if scale is None else weight * scale[:, None]
 
 
 def replayed(model: nn.Module, last: str, shape: tuple[int, int, int], tokens: Tensor) -> Any:

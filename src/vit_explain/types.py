@@ -144,6 +144,7 @@ class Anatomy:
     undroppable: str | None = None  # why patches cannot be left out as tokens; None where they can
     attended: tuple[str, ...] = ()  # modules whose output attention adds to the tokens, one a block; empty if unknown
     unread: int = 0  # attention calls after those of the blocks that the head does not read
+    remembers: bool = False  # whether its code keeps tensors for later calls, which inference mode would spoil
 
 
 class Inquiry(Protocol):

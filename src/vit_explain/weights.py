@@ -26,7 +26,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], checkpoint: Path, n
 
 
 def read_state(checkpoint: Path) -> dict[str, Tensor]:
-    """The state_dict in a .safetensors file, or in a .pth that holds only tensors; what trainers wrap it in is taken off."""
+    """The state_dict in a .safetensors file, or in a .pth that holds only tensors, whatever trainers wrap it in."""
     if not checkpoint.is_file():
         raise ModelError(f"{checkpoint}: there is no such checkpoint file")
     try:

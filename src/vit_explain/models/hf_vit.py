@@ -61,6 +61,7 @@ CLIP = Kind(classifier=lambda config: PATCHES)
 SIGLIP = Kind(prefix=lambda config: 0, classifier=lambda config: PATCHES, base=_siglip_readout)
 KINDS = {
     "vit": Kind(),
+    "vit_mae": Kind(),  # a ViT with weights of ViT-MAE keeps that name in its configuration
     "deit": Kind(prefix=lambda config: 2),
     "vit_msn": Kind(),
     "beit": BEIT,
@@ -94,7 +95,7 @@ class HuggingFaceViT:
 
     def _unfit(self, model: Any) -> str | None:
         name = next(kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers.")).__name__
-        if model.config.model_type == "vit_mae":
+        if name.startswith("ViTMAE"):
             return (
                 f"{name} leaves out patches at random, and has the others in random order; load its encoder "
                 "as a ViT, which sees all of them: transformers.ViTModel.from_pretrained(...)"
@@ -126,6 +127,7 @@ class HuggingFaceViT:
             else None,
             # A classifier's encoder pools too, for nobody.
             unread=int(pooled and not _readout(model).attention),
+            remembers=True,  # of positions, in caches of functions
         )
 
     def lens(self, model: Any, tokens: Tensor) -> Any:

@@ -53,7 +53,7 @@ class TimmWrapper:
 
     def preprocessing(self, model: Any) -> Preprocessing:
         family, inner = self._inside(model)
-        own, given = family.preprocessing(inner), model.config.pretrained_cfg or {}
+        own, given = family.preprocessing(inner), getattr(model.config, "pretrained_cfg", None) or {}
         return Preprocessing(
             size=own.size,
             mean=tuple(given.get("mean", own.mean)),

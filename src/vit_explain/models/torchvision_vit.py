@@ -101,7 +101,7 @@ class TorchvisionViT:
         from torchvision import models
 
         known, _, tag = name.removeprefix(PREFIX).partition(".")
-        choices = models.get_model_weights(known)
+        choices: Any = models.get_model_weights(known)
         try:
             weights = choices[tag] if tag else choices.DEFAULT
         except KeyError:
