@@ -11,9 +11,15 @@ from families import THOROUGH, example
 from small_models import MODELS, SIZE, small
 
 
-@pytest.fixture(params=[*MODELS, *THOROUGH])
+@pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> torch.nn.Module:
-    """A small model of each kind of anatomy, and of some other libraries."""
+    """A small model of each kind of anatomy."""
+    return small(request.param)
+
+
+@pytest.fixture(params=[*MODELS, *THOROUGH])
+def any_model(request: pytest.FixtureRequest) -> torch.nn.Module:
+    """The same, and models of other libraries than timm."""
     return small(request.param) if request.param in MODELS else example(request.param)
 
 

@@ -9,7 +9,7 @@ import torch
 from families import FAMILIES, example, pictures
 from small_models import PATCH
 from test_explainer import says_what_works
-from torch import nn
+from torch import Tensor, nn
 
 from vit_explain import Explainer
 from vit_explain.capture import evaluation_mode, look, match
