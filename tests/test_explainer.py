@@ -59,7 +59,9 @@ def test_conformance(name, any_model, pixels, request):
     target = target_for(name, [0, 1, 3])
     relevance = relevance_or_refusal(explainer, pixels, name, target, options)
     if isinstance(relevance, VitExplainError):
-        assert request.node.callspec.params["any_model"] != "class token", f"every method explains this one: {relevance}"
+        assert request.node.callspec.params["any_model"] != "class token", (
+            f"every method explains this one: {relevance}"
+        )
         assert says_what_works(name, relevance), relevance
         return
     assert relevance.shape in ((3, *GRID), (3, *SIZE)) and relevance.dtype == np.float32

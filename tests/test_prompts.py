@@ -101,3 +101,25 @@ def test_what_is_missing_is_said(name, vit):
         Explainer(vit, texts=PROMPTS)
     with pytest.raises(TargetError, match="no class 'a photo of a parot'; near matches: a photo of a parrot"):
         Explainer(model, texts=PROMPTS, tokenizer=words(name)).explain(pixels(name), target="a photo of a parot")
+
+
+@pytest.mark.parametrize("options", [{"scale_heads": True}, {"scale_attn": True}, {"scale_attn_inner": True}])
+def test_blocks_that_scale_or_normalise_attention(options):
+    explainer = Explainer(open_clip(**options), texts=PROMPTS, tokenizer=Words(12, False))
+    for method in ("rollout", "gradient_rollout", "attn_lrp", "transformer_attribution"):
+        assert (explainer.attribute(pixels("open_clip"), None, method).std((1, 2)) > 0).all()
+    with pytest.raises(ModelError, match="values have no norm of their own; use attention"):
+        explainer.attribute(pixels("open_clip"), None, "alti")
+
+
+def test_a_pooling_attention_of_several_queries_is_refused():
+    model = open_clip(attentional_pool=True, attn_pooler_queries=4, attn_pooler_heads=2)
+    with pytest.raises(ModelError, match="reads one of 4 queries"):
+        Explainer(model, texts=PROMPTS, tokenizer=Words(12, False)).explain(pixels("open_clip"))
+
+
+def test_gradient_checkpointing_is_refused_with_the_remedy():
+    model = open_clip()
+    model.set_grad_checkpointing(True)
+    with pytest.raises(ModelError, match=r"set_grad_checkpointing\(False\)"):
+        Explainer(model, texts=PROMPTS, tokenizer=Words(12, False)).explain(pixels("open_clip"))

@@ -153,7 +153,7 @@ def _linear(mode: RelevanceMode, func: Any, x: Tensor, weight: Tensor, bias: Ten
 
 def _product(mode: RelevanceMode, func: Any, left: Tensor, right: Tensor) -> Tensor:
     if right.ndim == 2 and not carries(right):
-        return _linear(mode, func, left, right.mT)
+        return _linear(mode, func, left, right.detach().mT)  # of a parameter, which would no longer be one
     return mode.ruled(product_rule, partial(func, left, right), left, right)
 
 

@@ -64,11 +64,16 @@ class TorchHubViT:
     def _asked(self, model: nn.Module) -> Readout:
         """Which tokens the output depends on, by its derivative at the tokens that leave the last block."""
         _, inner = _backbone(model)
-        prefix, shape = _prefix(inner), self._shape(inner)
+        prefix, shape, width = _prefix(inner), self._shape(inner), inner.cls_token.shape[2]
+        if getattr(_head(model), "in_features", 0) > 2 * width:
+            raise ModelError(
+                f"{type(model).__name__} reads tokens of several blocks, which no row of weights describes; "
+                "build the classifier with layers=1"
+            )
         grid = [side // patch for side, patch in zip(shape[1:], _patch(inner), strict=True)]
         generator = torch.Generator().manual_seed(0)
         with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
-            drawn = torch.randn(1, prefix + grid[0] * grid[1], inner.cls_token.shape[2], generator=generator)
+            drawn = torch.randn(1, prefix + grid[0] * grid[1], width, generator=generator)
             tokens = drawn.to(inner.cls_token.device).requires_grad_()
             output = self.logits(self.lens(model, tokens))
             # A plain sum of what a norm puts out is the same whatever goes in.
@@ -93,8 +98,7 @@ class TorchHubViT:
         return output_projection(model.get_submodule(_blocks(path, inner)[block]))
 
     def classes(self, model: nn.Module) -> int:
-        head = part(model, ("linear_head", "head"))[1]
-        return head.out_features if isinstance(head, nn.Linear) else 0
+        return getattr(_head(model), "out_features", 0)
 
     def logits(self, output: Any) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim != 2:
@@ -122,9 +126,13 @@ def _backbone(model: nn.Module) -> tuple[str, Any]:
     """Path and module of what has blocks: the model itself, or what a linear classifier stands on; else '', None."""
     candidates: list[tuple[str, Any]] = [("", model), (f"{BACKBONE}.", getattr(model, BACKBONE, None))]
     for path, inner in candidates:
-        if all(part(inner, [name])[0] for name in PARTS) and isinstance(inner.blocks, nn.ModuleList):
+        if all(part(inner, [name])[0] for name in PARTS) and isinstance(inner.blocks, (nn.ModuleList, nn.Sequential)):
             return ("", None) if _timms_own(inner) else (path, inner)
     return "", None
+
+
+def _head(model: nn.Module) -> Any:
+    return part(model, ("linear_head", "head"))[1]
 
 
 def _timms_own(model: Any) -> bool:

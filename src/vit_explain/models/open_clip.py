@@ -41,8 +41,8 @@ class OpenClipImages:
         check_size(self.name(model), shape, 3, tuple(model.image_size))
         if model.transformer.grad_checkpointing:
             raise ModelError("gradient checkpointing hides attention: call model.set_grad_checkpointing(False) first")
-        if not getattr(model.transformer, "batch_first", True):
-            raise ModelError(f"{self.name(model)} has tokens before images; build it with batch_first=True")
+        if not getattr(model.transformer, "batch_first", False):
+            raise ModelError(f"{self.name(model)} has tokens before images: open_clip 3.0 or later is needed")
         return anatomy_of(
             model, self._blocks(model), tuple(model.grid_size), tuple(model.patch_size), 1, self._readout(model)
         )
@@ -72,7 +72,14 @@ class OpenClipImages:
         return replayed(model, self._blocks(model)[-1], (3, *model.image_size), tokens)
 
     def projection(self, model: Any, block: int) -> Tensor:
-        return output_projection(model.transformer.resblocks[block])
+        part = model.transformer.resblocks[block]
+        between = (getattr(part.attn, "ln_inner", None), getattr(part, "ln_attn", None))
+        if getattr(part.attn, "head_scale", None) is not None or any(isinstance(one, nn.LayerNorm) for one in between):
+            raise ModelError(
+                f"{self.name(model)} scales or normalises attention before it joins the tokens: values have no norm of "
+                "their own; use attention or rollout instead"
+            )
+        return output_projection(part)
 
     def preprocessing(self, model: Any) -> Preprocessing:
         return Preprocessing(tuple(model.image_size), *OPENAI)
