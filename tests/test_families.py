@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES, example, pictures
@@ -204,3 +205,44 @@ def test_sdpa_and_eager_have_one_map():
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     half = Explainer(example("transformers ViT, eager").half()).attribute(pixels, 1, "gradient_rollout")
     assert torch.corrcoef(torch.stack([one.flatten(), half.flatten()]))[0, 1] > 0.95
+
+
+def test_ways_to_compute_attention_that_cannot_be_seen_are_refused():
+    model: Any = example("transformers ViT")
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ModelError, match=r'flash_attention_2, which cannot be seen: .*attn_implementation\("sdpa"\)'):
+        Explainer(model).explain(pictures("transformers ViT"))
+
+
+def test_models_of_transformers_in_training():
+    model: Any = example("transformers ViT")
+    pixels = pictures("transformers ViT")
+    expected = Explainer(model).attribute(pixels, 1, "gradient_rollout")
+    # Version 6 of transformers drops the older name.
+    (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
+    model.train()
+    torch.testing.assert_close(Explainer(model).attribute(pixels, 1, "gradient_rollout"), expected)
+    assert model.training and all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_looking_leaves_nothing_behind_that_a_gradient_cannot_pass():
+    """Some models keep tensors between calls; one made in inference mode would break the owner's next training step."""
+    for name in ("transformers BEiT", "transformers DINOv3"):
+        model, pixels = example(name), pictures(name)
+        with torch.inference_mode():
+            Explainer(model).explain(pixels, "rollout")
+        family_of(model).logits(model(pixels)).sum().backward()
+        assert any(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_outputs_that_are_tuples():
+    model: Any = example("transformers ViT")
+    pixels = pictures("transformers ViT")
+    expected = Explainer(model).explain(pixels, "gradient_rollout", 1)
+    plain = type(model).forward
+    model.forward = lambda x: plain(model, x).to_tuple()
+    found = Explainer(model).explain(pixels, "gradient_rollout", 1)
+    np.testing.assert_array_equal(found.relevance, expected.relevance)
+    np.testing.assert_array_equal(found.logits, expected.logits)

@@ -29,8 +29,10 @@ def load_model(
     if (Path(name) / "config.json").is_file():
         name = f"{FOLDERS}{name}"
     for family in FAMILIES:
-        # A name with a star stands for all that fit it; the part after a dot says which weights.
-        if any(fnmatch.fnmatchcase(name, known) for known in family.names()) or name.split(".")[0] in family.names():
+        known = family.names()
+        # What ends with a star stands for all that begin so; the part after a dot says which weights.
+        beginnings = tuple(one[:-1] for one in known if one.endswith("*"))
+        if name in known or name.split(".")[0] in known or name.startswith(beginnings):
             return family.load(name, file).to(parse_device(device))
     raise ModelError(f"there is no model {name!r}; {near(name, list_models())}")
 

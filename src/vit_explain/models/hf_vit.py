@@ -75,6 +75,7 @@ KINDS = {
     "siglip": SIGLIP,
     "siglip_vision_model": SIGLIP,
 }
+SEEN = ("sdpa", "eager")  # ways to compute attention that can be intercepted
 # These take texts as well, or leave out patches at random, or return something else than scores or one vector.
 OTHERS = ("Masked", "SemanticSegmentation", "Backbone", "PreTraining", "Text")
 
@@ -108,6 +109,12 @@ class HuggingFaceViT:
 
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         kind, config = _kind(model), _vision(model)
+        how = getattr(config, "_attn_implementation", None) or SEEN[0]
+        if how not in SEEN:
+            raise ModelError(
+                f"{self.name(model)} computes attention with {how}, which cannot be seen: call "
+                f'model.set_attn_implementation("{SEEN[0]}") first'
+            )
         size, patch = pair(config.image_size), pair(config.patch_size)
         check_size(self.name(model), shape, config.num_channels, size if kind.fixed else None)
         grid = (shape[1] // patch[0], shape[2] // patch[1])
