@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from families import THOROUGH, example
 from small_models import MODELS, SIZE, small
 
 
@@ -14,6 +15,12 @@ from small_models import MODELS, SIZE, small
 def model(request: pytest.FixtureRequest) -> torch.nn.Module:
     """A small model of each kind of anatomy."""
     return small(request.param)
+
+
+@pytest.fixture(params=[*MODELS, *THOROUGH])
+def any_model(request: pytest.FixtureRequest) -> torch.nn.Module:
+    """The same, and models of other libraries than timm."""
+    return small(request.param) if request.param in MODELS else example(request.param)
 
 
 @pytest.fixture

@@ -29,11 +29,11 @@ def lively(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "gamma" in name:
+            if "gamma" in name or "lambda" in name:
                 parameter.fill_(0.5)
             elif parameter.ndim > 1:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.35)
-            elif "norm" not in name:
+            elif not any(word in name for word in ("norm", "ln_", ".ln.")):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return model.eval()
 

@@ -46,8 +46,8 @@ def assert_alike(one: Explanation, other: Explanation) -> None:
         np.testing.assert_allclose(one.facts[name], values, rtol=1e-4, atol=1e-5, err_msg=f"{other.method} {name}")
 
 
-def test_all_methods_together_say_what_each_says_alone(model, pixels):
-    explainer = Explainer(model)
+def test_all_methods_together_say_what_each_says_alone(any_model, pixels):
+    explainer = Explainer(any_model)
     together, refusals = explainer.compare(pixels[:2], "all", [1, 3], options=QUICK), {}
     for name, method in METHODS.items():
         target = [1, 3] if method.class_specific else None

@@ -53,13 +53,15 @@ def relevance_or_refusal(
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_conformance(name, model, pixels, request):
+def test_conformance(name, any_model, pixels, request):
     """Shape, finite, deterministic, signed as declared, a batch equals singles; or a refusal that helps."""
-    explainer, options = Explainer(model), quick(name)
+    explainer, options = Explainer(any_model), quick(name)
     target = target_for(name, [0, 1, 3])
     relevance = relevance_or_refusal(explainer, pixels, name, target, options)
     if isinstance(relevance, VitExplainError):
-        assert request.node.callspec.params["model"] != "class token", f"every method explains this one: {relevance}"
+        assert request.node.callspec.params["any_model"] != "class token", (
+            f"every method explains this one: {relevance}"
+        )
         assert says_what_works(name, relevance), relevance
         return
     assert relevance.shape in ((3, *GRID), (3, *SIZE)) and relevance.dtype == np.float32

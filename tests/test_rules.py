@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vit_explain import Explainer
-from vit_explain.errors import ModelError, OptionError
+from vit_explain.errors import OptionError
 from vit_explain.rules import Rules
 
 LIBRA: dict[str, Any] = {
@@ -109,22 +109,33 @@ def test_convolutions_padded_by_name_are_refused():
         F.conv2d(x, w, padding="same")
 
 
-def test_attention_hidden_in_one_call_is_refused(vit: Any, pixels):
-    """Its linear layers and its softmax would go without their rules, and nobody would be told."""
+class Whole(nn.Module):
+    """The same attention as timm's, in PyTorch's one module."""
 
-    class Hidden(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.MultiheadAttention(24, 3, batch_first=True)
+    def __init__(self, attn: Any) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(attn.qkv.in_features, attn.num_heads, batch_first=True)
+        self.inner.load_state_dict(
+            {
+                "in_proj_weight": attn.qkv.weight,
+                "in_proj_bias": attn.qkv.bias,
+                "out_proj.weight": attn.proj.weight,
+                "out_proj.bias": attn.proj.bias,
+            }
+        )
 
-        def forward(self, x: Tensor, **_: Any) -> Tensor:
-            return self.inner(x, x, x, need_weights=False)[0]
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
+        return self.inner(x, x, x, need_weights=False)[0]
 
-    vit.blocks[1].attn = Hidden()
-    for method in METHODS:
-        with pytest.raises(ModelError, match=r"hidden in one call; .* input_x_gradient"):
-            Explainer(vit).explain(pixels, method, 0)
-    assert Explainer(vit).explain(pixels, "input_x_gradient", 0).relevance.any()
+
+@pytest.mark.parametrize("method", [*METHODS, "transformer_attribution", "partial_lrp"])
+def test_attention_in_one_module_follows_the_same_rules(method, vit: Any, pixels):
+    """Else its linear layers and its softmax would go without their rules, and nobody would be told."""
+    expected = Explainer(vit).attribute(pixels, 0, method)
+    for block in vit.blocks:
+        block.attn = Whole(block.attn)
+    found = Explainer(vit.eval()).attribute(pixels, 0, method)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_large_gammas_of_sums_that_fill_half_precision():

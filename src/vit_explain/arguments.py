@@ -16,12 +16,14 @@ BUNDLED = "bundled"
 ORIGINAL_DEFAULT = "deit_tiny_patch16_224"
 
 
-def open_explainer(model: str, checkpoint: str | None, labels: str | None, device: str) -> Explainer:
-    """The model that was named, with its class names, on its device."""
+def open_explainer(
+    model: str, checkpoint: str | None, labels: str | None, device: str, texts: Sequence[str] | None = None
+) -> Explainer:
+    """The model that was named, with its class names, or with texts for classes, on its device."""
     from .explainer import Explainer
 
     names = None if labels is None else read_labels(labels)
-    return Explainer(model, checkpoint=checkpoint, labels=names, device=read_device(device))
+    return Explainer(model, checkpoint=checkpoint, labels=names, device=read_device(device), texts=texts)
 
 
 def read_device(name: str) -> str:
@@ -70,6 +72,22 @@ def read_target(targets: Sequence[str], against: str | None) -> Any:
     if not targets:
         return None
     return targets[0] if len(targets) == 1 else list(targets)
+
+
+def read_prompts(texts: Sequence[str], targets: Sequence[str], against: str | None) -> tuple[list[str] | None, Any]:
+    """The texts of ``--text`` (repeatable), None without any, and the target.
+
+    The target is every text, unless ``--target`` says which of them; with ``--against`` one text rather than another.
+    """
+    if not texts or targets:
+        return list(texts) or None, read_target(targets, against)
+    if against is None:
+        return list(texts), list(range(len(texts))) if len(texts) > 1 else 0
+    from .targets import Contrast
+
+    if len(texts) != 1:
+        raise TargetError("--against needs exactly one --text: the one rather than which the other is explained")
+    return [texts[0], against], Contrast(0, 1)
 
 
 def read_pairs(pairs: Sequence[str]) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """Record a look: every attention call of a model, without touching the model.
 
 One ``TorchFunctionMode`` intercepts the attention *operation*: fused ``scaled_dot_product_attention`` (recomputed
-later from its q and k, so the fused kernel keeps running) and, for code that spells attention out, a softmax whose
-result goes into a matrix product. The mode is local to the thread and gone when the ``with`` block ends.
+later from its q and k, so the fused kernel keeps running), also where ``nn.MultiheadAttention`` calls it, and, for code
+that spells attention out, a softmax whose result goes into a matrix product. The mode is local to the thread and gone
+when the ``with`` block ends.
 """
 
 from __future__ import annotations
@@ -21,14 +22,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .biases import BiasTap
+from .eager import Eager
 from .errors import CaptureError, TargetError
 from .heap import release_holes
 from .hooks import hooked
+from .multihead import WHOLE, multi_head_attention
 from .types import Anatomy, Layer, Placement, Plan, Trace
-
-SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
-PRODUCT = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
-
 
 _SPARE = threading.local()
 
@@ -81,28 +80,33 @@ class AttentionTap(TorchFunctionMode):
 
     ``gradient``: outputs stay in the graph, so that ``∂y/∂out`` can be asked for; ``values``: v is kept too.
     ``shortened``: (number of a call, queries): of that fused call only the first so many queries are kept.
+    ``images``: B, for calls that have images and heads in one dimension.
     """
 
-    def __init__(self, *, gradient: bool, values: bool, shortened: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, *, gradient: bool, values: bool, shortened: tuple[int, int] | None = None, images: int = 1
+    ) -> None:
         super().__init__()
-        self.gradient, self.values, self.shortened = gradient, values, shortened
+        self.gradient, self.values, self.shortened, self.images = gradient, values, shortened, images
         self.layers: list[Layer] = []
-        self._softmax: Tensor | None = None
+        self._eager = Eager(images)
         self._slab = Slab()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return self._fused(*args, **kwargs)
+        if func is WHOLE:
+            return multi_head_attention(self, *args, **kwargs)
+        product = self._eager.product(func, args)
         result = func(*args, **kwargs)
-        if func in SOFTMAX and result.ndim == 4:
-            self._softmax = result
-        elif func in PRODUCT and args[0] is self._softmax:
-            self._softmax = None
-            result = self._leaf(result)
-            values = args[1].detach() if self.values else None
-            self.layers.append(Layer(1.0, v=values, probabilities=args[0].detach(), out=result))
-        return result
+        if product is None:
+            self._eager.follow(func, args, result)
+            return result
+        out = self._leaf(product.parted(result))
+        values = product.values.detach() if self.values else None
+        self.layers.append(Layer(1.0, v=values, probabilities=product.weights.detach(), out=out))
+        return product.joined(out)
 
     def _fused(
         self,
@@ -118,6 +122,11 @@ class AttentionTap(TorchFunctionMode):
         out = F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
+        merged = query.ndim == 3 and len(query) % self.images == 0  # (B·H, N, D)
+        if merged:
+            query, key, value, out = (x.unflatten(0, (self.images, -1)) for x in (query, key, value, out))
+            if attn_mask is not None and attn_mask.ndim == 3 and len(attn_mask) > 1:
+                attn_mask = attn_mask.unflatten(0, (self.images, -1))
         if query.ndim not in (4, 5):
             raise CaptureError(f"attention over {tuple(query.shape)} queries: only (B, heads, N, D) is understood")
         if enable_gqa:
@@ -142,7 +151,7 @@ class AttentionTap(TorchFunctionMode):
                 memory=self._slab,
             )
         )
-        return out
+        return out.flatten(0, 1) if merged else out
 
     def _keep(self, tensor: Tensor) -> Tensor:
         """Detached; copied where it is a view that would keep a larger buffer (q, k, v in one) alive for nothing."""
@@ -212,12 +221,13 @@ def look(
         stack.enter_context(evaluation_mode(model))
         if anatomy is not None:
             _watch_tokens(stack, model, seen, needs, anatomy, gradient)
-            if "biases" in needs:
-                _watch_biases(stack, model, pixels, seen, anatomy)
         if "attention" in needs:
-            tap = AttentionTap(gradient=gradient, values=gradient or "values" in needs, shortened=shortened)
+            values = gradient or "values" in needs
+            tap = AttentionTap(gradient=gradient, values=values, shortened=shortened, images=len(pixels))
             stack.enter_context(tap)
             seen.layers = tap.layers
+        if anatomy is not None and "biases" in needs:
+            _watch_biases(stack, model, pixels, seen, anatomy)
         seen.output = model(pixels)
     return seen
 
@@ -301,6 +311,7 @@ def match(layers: list[Layer], anatomy: Anatomy) -> tuple[list[Layer], Layer | N
             "no attention call was seen: exported, traced and scripted models cannot be explained; "
             "use the original torch.nn.Module"
         )
+    layers = layers[: len(layers) - anatomy.unread]
     if len(layers) != expected:
         pooling = " and a pooling attention" if pooled else ""
         raise CaptureError(

@@ -25,6 +25,7 @@ from .inputs import Inputs, checked_pixels, read
 from .inquiry import CHUNK, Subject, Tally
 from .loading import DEFAULT_MODEL, load_model
 from .photos import DEFAULT_MAX_PIXELS
+from .prompts import Prompted
 from .registry import METHODS, Method, choose_method, choose_methods, find
 from .sharing import DIFFERENTIATED, Asked, Result, SharedLook, all_needs, groups
 from .targets import Target, resolve, spread
@@ -35,7 +36,8 @@ class Explainer:
 
     ``model``: a ``torch.nn.Module`` of a known family, or a name for ``load_model`` (then ``checkpoint`` and
     ``device`` apply). ``labels``: class names, where the model does not carry its own. ``preprocessing``: how pictures
-    become pixels, by default as the model's own configuration says.
+    become pixels, by default as the model's own configuration says. ``texts``: of a model that compares pictures with
+    texts, the prompts that stand for its classes; ``tokenizer``: see ``prompts.Prompted``.
     """
 
     def __init__(
@@ -46,11 +48,15 @@ class Explainer:
         labels: Sequence[str] | None = None,
         device: str | torch.device | None = None,
         preprocessing: Preprocessing | None = None,
+        texts: Sequence[str] | None = None,
+        tokenizer: Callable[..., Any] | None = None,
     ) -> None:
         if isinstance(model, str):
             model = load_model(model, checkpoint=checkpoint, device=device or "cpu")
         elif checkpoint is not None or device is not None:
             raise ModelError("checkpoint and device go with a model's name; load and move your own model yourself")
+        if texts is not None:
+            model = Prompted(model, texts, tokenizer)
         self.family = family_of(unwrap(model) if isinstance(model, nn.Module) else model)
         self.model = model
         self._plain = unwrap(model)
@@ -235,7 +241,8 @@ class Explainer:
         parts: list[dict[str, Result]] = []
         # Whatever mode the caller is in: inside torch.inference_mode() nothing could be differentiated, and outside
         # of it what is never differentiated takes longer.
-        with torch.inference_mode(not DIFFERENTIATED & all_needs(group)), torch.no_grad():
+        last = not DIFFERENTIATED & all_needs(group) and not self._subject(pixels[:1])[0].anatomy.remembers
+        with torch.inference_mode(last), torch.no_grad():
             for first in range(0, images, CHUNK):
                 look = SharedLook(*self._subject(pixels[first : first + CHUNK]), group, refused)
                 columns = self._columns(wanted[first : first + CHUNK], look.logits) if wanted else []

@@ -59,7 +59,7 @@ class Family(Protocol):
         ...
 
     def names(self) -> list[str]:
-        """Names that ``load`` takes."""
+        """Names that ``load`` takes; one that ends with a star stands for all that begin so."""
         ...
 
     def load(self, name: str, checkpoint: Path | None) -> nn.Module:

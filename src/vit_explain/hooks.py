@@ -22,7 +22,7 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def hooked(module: nn.Module, *, before: Before | None = None, after: After | None = None) -> Iterator[None]:
-    """Pass the module's first argument through ``before`` and its output through ``after``."""
+    """Pass a module's first argument through ``before``, its output, or the first of several, through ``after``."""
     thread = threading.get_ident()
 
     def pre_hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -33,7 +33,7 @@ def hooked(module: nn.Module, *, before: Before | None = None, after: After | No
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         if after is None or threading.get_ident() != thread:
             return None
-        return after(output)
+        return (after(output[0]), *output[1:]) if type(output) is tuple else after(output)
 
     key = object()
     _replace(module, "_forward_pre_hooks", lambda hooks: hooks.__setitem__(key, pre_hook))

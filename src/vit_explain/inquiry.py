@@ -15,7 +15,7 @@ from .capture import differentiate, evaluation_mode, look, match
 from .errors import ModelError, OptionError
 from .family import Family
 from .hooks import hooked
-from .targets import Target, score
+from .targets import Target, probabilities, score
 from .types import Anatomy, Trace
 
 CHUNK = 8  # images a forward; more gains nothing on a processor and costs memory
@@ -174,7 +174,7 @@ class ModelInquiry:
         logits = family.logits(output)
         if not finite(logits):
             raise ModelError(f"{family.name(model)} returned scores that are not finite (NaN or infinity)")
-        return score(targets, logits.float().softmax(-1) if probability else logits, output)
+        return score(targets, probabilities(logits) if probability else logits, output)
 
     def lens(self, tokens: Tensor) -> Any:
         with evaluation_mode(self.subject.model):
@@ -182,7 +182,7 @@ class ModelInquiry:
 
     def value(self, output: Any, *, probability: bool = False) -> Tensor:
         logits = self.subject.family.logits(output)
-        scores = logits.float().softmax(-1) if probability else logits
+        scores = probabilities(logits) if probability else logits
         return score(self._repeated(len(logits)), scores, output)
 
     def projection(self, block: int) -> Tensor:

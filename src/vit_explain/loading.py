@@ -11,6 +11,7 @@ from torch import nn
 from . import models  # noqa: F401  registers the families
 from .errors import ModelError, near, reason
 from .family import FAMILIES
+from .huggingface import PREFIX as FOLDERS
 
 DEFAULT_MODEL = "bundled"
 
@@ -21,11 +22,17 @@ def load_model(
     """The named model in eval mode on ``device``.
 
     ``"bundled"`` comes with the package; any other name takes its weights from the hub, or from ``checkpoint``
-    (.safetensors, or a .pth that holds only tensors). Raises ``ModelError``.
+    (.safetensors, or a .pth that holds only tensors). A folder that transformers saved a model in is a name, too.
+    Raises ``ModelError``.
     """
     file = None if checkpoint is None else Path(checkpoint)
+    if (Path(name) / "config.json").is_file():
+        name = f"{FOLDERS}{name}"
     for family in FAMILIES:
-        if name in family.names() or name.split(".")[0] in family.names():
+        known = family.names()
+        # What ends with a star stands for all that begin so; the part after a dot says which weights.
+        beginnings = tuple(one[:-1] for one in known if one.endswith("*"))
+        if name in known or name.split(".")[0] in known or name.startswith(beginnings):
             return family.load(name, file).to(parse_device(device))
     raise ModelError(f"there is no model {name!r}; {near(name, list_models())}")
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from .errors import ModelError, TargetError
+from .multihead import WHOLE, multi_head_attention
 from .relevance_rules import attention_rule, half_rule, linear_rule, mean_rule, product_rule, sum_rule
 from .types import Trace
 
@@ -82,6 +83,8 @@ class RelevanceMode(TorchFunctionMode):
         operands = list(_tensors(args, kwargs))
         if not operands:  # among them those that switch autograd on and off
             return func(*args, **kwargs)
+        if func is WHOLE:
+            return multi_head_attention(self, *args, **kwargs)
         if self._calls >= self.first and any(map(carries, operands)):
             result = self._followed(func, name, args, kwargs)
         else:
@@ -150,7 +153,7 @@ def _linear(mode: RelevanceMode, func: Any, x: Tensor, weight: Tensor, bias: Ten
 
 def _product(mode: RelevanceMode, func: Any, left: Tensor, right: Tensor) -> Tensor:
     if right.ndim == 2 and not carries(right):
-        return _linear(mode, func, left, right.mT)
+        return _linear(mode, func, left, right.detach().mT)  # of a parameter, which would no longer be one
     return mode.ruled(product_rule, partial(func, left, right), left, right)
 
 
@@ -216,7 +219,19 @@ HANDLERS: dict[str, Callable[..., Tensor]] = {
     **dict.fromkeys(("div", "divide", "true_divide", "__truediv__"), _division),
 }
 # Element-wise, or normalising: the identity.
-UNCHANGED = {"layer_norm", "rms_norm", "group_norm", "softmax", "gelu", "silu", "relu", "sigmoid", "tanh", "neg"}
+UNCHANGED = {
+    "layer_norm",
+    "rms_norm",
+    "group_norm",
+    "normalize",
+    "softmax",
+    "gelu",
+    "silu",
+    "relu",
+    "sigmoid",
+    "tanh",
+    "neg",
+}
 # These move entries about, so that their derivative passes relevance as it is.
 _MOVES = (
     "__get__ __getitem__ cat chunk clone concat contiguous dropout expand expand_as flatten flip float movedim narrow "

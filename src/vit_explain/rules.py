@@ -17,6 +17,7 @@ from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
 from .errors import OptionError
+from .multihead import WHOLE, multi_head_attention
 from .options import Range
 from .swapped import (
     Swapped,
@@ -24,7 +25,6 @@ from .swapped import (
     constant_attention,
     constant_softmax,
     group_norm,
-    hidden,
     layer_norm,
     normalise,
     rms_norm,
@@ -73,7 +73,7 @@ class Rules(TorchFunctionMode):
         self._identity = activation is not None
         self._weights: Tensor | None = None  # what the last softmax over scores returned
         self._activated: Tensor | None = None  # what the last activation returned
-        self._rules: dict[Any, Callable[..., Any]] = {F.multi_head_attention_forward: hidden}
+        self._rules: dict[Any, Callable[..., Any]] = {WHOLE: self._opened}
         if attention == "detach":
             self._rules |= {F.scaled_dot_product_attention: constant_attention}
             self._rules |= dict.fromkeys(SOFTMAX, constant_softmax)
@@ -107,6 +107,9 @@ class Rules(TorchFunctionMode):
     def __exit__(self, *exception: Any) -> None:
         self._weights = self._activated = None  # they would keep the graph alive
         super().__exit__(*exception)
+
+    def _opened(self, func: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        return multi_head_attention(self, *args, **kwargs)
 
     def _uniform_softmax(self, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if input.ndim != 4:

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import ModelError
-
 
 class Swapped(torch.autograd.Function):
     """``run(x)[0]`` forwards; backwards ``rule(gradient, *run(x)[1:])``."""
@@ -34,13 +32,6 @@ def scaled(x: Tensor, factor: float) -> Tensor:
     if not x.requires_grad:
         return x
     return Swapped.apply(x, lambda x: (x.view_as(x),), lambda gradient: gradient * factor)  # type: ignore[return-value]
-
-
-def hidden(func: Any, *args: Any, **kwargs: Any) -> Tensor:
-    raise ModelError(
-        "relevance cannot be propagated through torch.nn.MultiheadAttention, whose operations are hidden in one call; "
-        "methods that need no such rules: input_x_gradient, integrated_gradients"
-    )
 
 
 def constant(func: Any, *args: Any, **kwargs: Any) -> Tensor:

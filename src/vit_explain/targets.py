@@ -77,6 +77,11 @@ def score(targets: Sequence[Target], logits: Tensor, output: Any) -> Tensor:
     return values.float()
 
 
+def probabilities(logits: Tensor) -> Tensor:
+    """Softmax over (B, classes); a single score stands for itself, since its softmax would always be one."""
+    return logits.float().softmax(-1) if logits.shape[-1] > 1 else logits.float()
+
+
 def _returned(targets: Sequence[Target], output: Any) -> Tensor:
     """What each image's own function makes of it."""
     values: dict[int, Tensor] = {}

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .checkpoints import read_state
 from .errors import ModelError, reason
 from .image import Preprocessing
+from .weights import load_weights, read_state
 
 try:
     import timm
@@ -23,6 +23,8 @@ except (ImportError, RuntimeError) as error:
     ) from error
 
 BUNDLED = "bundled"
+# Where timm's models keep the last layer.
+HEADS = ("head.weight", "head.fc.weight", "head.l.weight", "head.1.fc.weight")
 
 
 class Timm:
@@ -114,14 +116,7 @@ def config_of(model: Any) -> dict[str, Any]:
 def with_checkpoint(name: str, checkpoint: Path, arguments: dict[str, Any]) -> Any:
     """The architecture with a file's weights, every one of them used; the head is as wide as the file's."""
     state = read_state(checkpoint)
-    head = state.get("head.weight")
+    head = next((state[key] for key in HEADS if key in state), None)
     if head is not None:
         arguments = {**arguments, "num_classes": head.shape[0]}
-    model = timm.create_model(name, pretrained=False, **arguments)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ModelError(
-            f"{checkpoint}: these weights do not fit {name}: {' '.join(str(error).split())[:300]}"
-        ) from error
-    return model.eval()
+    return load_weights(timm.create_model(name, pretrained=False, **arguments), state, checkpoint, name)

@@ -163,12 +163,14 @@ class Readout:
     """How the head reads the last block's tokens.
 
     The mean of the listed prefix ``tokens`` and, with ``patches``, of all patch tokens; or, with ``attention``, one
-    more attention call whose queries are learned, the last one captured.
+    more attention call whose queries are learned, the last one captured. ``beside``: the head reads the mean of the
+    tokens and the mean of the patches side by side, so that each of the two counts for one half.
     """
 
     tokens: tuple[int, ...] = ()
     patches: bool = False
     attention: bool = False
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,8 @@ class Anatomy:
     undroppable: str | None = None  # why patches cannot be left out as tokens; None where they can
     attended: tuple[str, ...] = ()  # modules whose output attention adds to the tokens, one a block; empty if unknown
     plan: Plan | None = None  # where the blocks above are not what happens; ``grid`` and ``prefix`` are of ``features``
+    unread: int = 0  # attention calls after those of the blocks that the head does not read
+    remembers: bool = False  # whether its code keeps tensors for later calls, which inference mode would spoil
 
 
 class Inquiry(Protocol):
@@ -281,7 +285,8 @@ class Trace:
         row = torch.zeros(len(self.pixels), self.length, device=self.logits.device)
         row[:, list(readout.tokens)] = 1
         if readout.patches:
-            row[:, prefix:] = 1
+            # A half of the row is the tokens', whatever the number of patches.
+            row[:, prefix:] = len(readout.tokens) / (self.length - prefix) if readout.beside else 1
         return row / row.sum(1, keepdim=True)
 
     def pooled(self, row: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..arguments import BUNDLED, open_explainer, read_list, read_options, read_target
+from ..arguments import BUNDLED, open_explainer, read_list, read_options, read_prompts
 from ..errors import TargetError
 from ..terminal import complain, print_json, progress, screen
 from .explain import (
@@ -20,6 +20,7 @@ from .explain import (
     MaxPixels,
     Model,
     Opacity,
+    Text,
     announce,
     folders,
     given,
@@ -56,6 +57,7 @@ def compare(
             "Repeatable.",
         ),
     ] = None,
+    text: Text = None,
     against: Against = None,
     option: Annotated[
         list[str] | None,
@@ -75,13 +77,15 @@ def compare(
     chosen = choose_methods(read_list(methods, "--methods"))
     names = [method.name for method in chosen]
     options = read_options(option or [], names)
-    wanted = read_target(target or [], against)
+    prompts, wanted = read_prompts(text or [], target or [], against)
+    if prompts and not target and not any(method.class_specific for method in chosen):
+        wanted = None
     if wanted is not None and not any(method.class_specific for method in chosen):
         raise TargetError("none of --methods depends on a class: leave --target out or add another method")
     console = screen()
     if not as_json:
         announce(console, model, checkpoint)
-    explainer = open_explainer(model, checkpoint, labels, device)
+    explainer = open_explainer(model, checkpoint, labels, device, prompts)
     if not as_json:
         introduce(console, explainer)
     with progress("Comparing", len(names)) as bars:

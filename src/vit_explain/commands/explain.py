@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..arguments import BUNDLED, ORIGINAL_DEFAULT, open_explainer, read_pairs, read_settings, read_target
+from ..arguments import BUNDLED, ORIGINAL_DEFAULT, open_explainer, read_pairs, read_prompts, read_settings
 from ..errors import ImageError
-from ..registry import choose_method
+from ..registry import choose_method, find
 from ..terminal import complain, print_json, progress, screen
 
 if TYPE_CHECKING:
@@ -36,7 +36,13 @@ MethodName = Annotated[
         help="One of `vit-explain methods`; by default rollout, and gradient_rollout where a --target is given.",
     ),
 ]
-Against = Annotated[str | None, typer.Option(metavar="CLASS", help="Explain --target rather than this class.")]
+Against = Annotated[
+    str | None, typer.Option(metavar="CLASS", help="Explain --target rather than this class, or --text than this text.")
+]
+Text = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PROMPT", help="Of an image-text model: a text that the photo is to match. Repeatable."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, or auto.")]
 Extra = Annotated[
@@ -61,6 +67,7 @@ def explain(
         list[str] | None,
         typer.Option(metavar="CLASS", help="Class to explain: a number, a label, 'top1' or 'top3'. Repeatable."),
     ] = None,
+    text: Text = None,
     against: Against = None,
     head_fusion: Annotated[str | None, typer.Option(metavar="mean|max|min", help="How heads become one.")] = None,
     discard_ratio: Annotated[
@@ -79,13 +86,15 @@ def explain(
     """Explain photos: overlay.png, side_by_side.png, explanation.npz and manifest.json for each."""
     texts = given(head_fusion=head_fusion, discard_ratio=discard_ratio, layer=layer, head=head)
     texts |= read_pairs(option or [])
-    wanted = read_target(target or [], against)
+    prompts, wanted = read_prompts(text or [], target or [], against)
     method = choose_method(method, wanted)
     settings = read_settings(method, texts) | given(max_pixels=max_pixels)
+    if prompts and not target and not find(method).class_specific:
+        wanted = None
     console = screen()
     if not as_json:
         announce(console, model, checkpoint)
-    explainer = open_explainer(model, checkpoint, labels, device)
+    explainer = open_explainer(model, checkpoint, labels, device, prompts)
     if not as_json:
         introduce(console, explainer)
 
@@ -155,7 +164,12 @@ def describe(console: Console, image: str, explanation: Explanation, files: Sequ
 
 
 def likeliest(explanation: Explanation) -> str:
-    """The classes that the model finds likeliest, with probabilities; empty for a model without classes."""
+    """The classes that the model finds likeliest, with probabilities; empty for a model without classes.
+
+    Of a single class there is only its score.
+    """
+    if explanation.logits.shape[1] == 1 and explanation.labels:
+        return f"{explanation.labels[0]}: score {float(explanation.logits[0, 0]):.4g}"
     return "   ".join(f"{label} {probability:.1%}" for label, _, probability in explanation.top(0, 3))
 
 

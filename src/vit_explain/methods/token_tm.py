@@ -39,7 +39,7 @@ def token_tm(trace: Trace) -> Tensor:
     """
     if not trace.attended:
         raise ModelError(
-            "token_tm needs the tokens between attention and MLP, which this model's blocks do not have; gae does not"
+            "token_tm needs the tokens between attention and MLP, which this model does not show; use gae instead"
         )
     if trace.pool is None:
         row = trace.read_row()

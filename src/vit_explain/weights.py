@@ -1,4 +1,4 @@
-"""Weights from files."""
+"""Weights from a file: tensors only, every one of them used, or an error in one line."""
 
 from __future__ import annotations
 
@@ -9,13 +9,24 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import ModelError, reason
 
 
+def load_weights(model: nn.Module, state: dict[str, Tensor], checkpoint: Path, name: str) -> Any:
+    """The model in eval mode with these weights; ``checkpoint`` and ``name`` say in errors what does not fit what."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{checkpoint}: these weights do not fit {name}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    return model.eval()
+
+
 def read_state(checkpoint: Path) -> dict[str, Tensor]:
-    """A state dict from .safetensors or a .pth of tensors; nothing in it is ever run. Raises ``ModelError``."""
+    """The state_dict in a .safetensors file, or in a .pth that holds only tensors, whatever trainers wrap it in."""
     if not checkpoint.is_file():
         raise ModelError(f"{checkpoint}: there is no such checkpoint file")
     try:

@@ -1,0 +1,207 @@
+"""Models of Hugging Face's transformers by name or from a folder, and what their files say of pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor, nn
+
+from .errors import ModelError, reason
+from .image import Preprocessing
+from .structure import pair
+from .weights import load_weights, read_state
+
+PREFIX = "hf/"
+HEADS = ("classifier.weight", "cls_classifier.weight")
+POOLER = "pooler."
+HALF = (0.5, 0.5, 0.5)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# How pictures were prepared where no file says so: (mean, std), and how they are fitted.
+CUSTOMS = {
+    "deit": (IMAGENET, "center"),
+    "vit_mae": (IMAGENET, "center"),
+    "vit_msn": (IMAGENET, "center"),
+    "dinov2": (IMAGENET, "center"),
+    "dinov2_with_registers": (IMAGENET, "center"),
+    "dinov3_vit": (IMAGENET, "squash"),
+    "clip": (OPENAI, "center"),
+    "clip_vision_model": (OPENAI, "center"),
+}
+CUSTOM = ((HALF, HALF), "squash")
+
+
+def transformers_module() -> Any:
+    """The transformers package; an error that says what to install where it is not there."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ModelError(
+            f"models from Hugging Face need transformers ({reason(error)}): pip install 'vit-explain[hf]'"
+        ) from error
+    return transformers
+
+
+def from_hub(name: str, checkpoint: Path | None) -> Any:
+    """The model of the hub's name or the folder after ``hf/``, in eval mode.
+
+    It is of the class that its configuration names; of encoders that drop patches in training (ViT-MAE), as a ViT.
+    With ``checkpoint`` the configuration alone is read there, and the head is as wide as the file's.
+    """
+    transformers, source = transformers_module(), name.removeprefix(PREFIX)
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+        kind = _class_of(transformers, config)
+        if checkpoint is None:
+            with _quiet(transformers):
+                return _complete(*kind.from_pretrained(source, output_loading_info=True))
+    except ModelError:
+        raise
+    except Exception as error:  # hubs, proxies and disks fail in many ways; all of them mean "no such model"
+        raise ModelError(
+            f"{source} could not be loaded from the hub or as a folder ({' '.join(str(error).split())[:300]})"
+        ) from error
+    state = read_state(checkpoint)
+    rows = [len(state[head]) for head in HEADS if head in state]
+    if rows and rows[0] != config.num_labels:
+        config.num_labels = rows[0]
+    return load_weights(kind(config), state, checkpoint, name)
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without progress bars and tables of weights: what matters of them is said in words."""
+    said = transformers.utils.logging
+    level, bars = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity_error()
+    said.disable_progress_bar()
+    try:
+        yield
+    finally:
+        said.set_verbosity(level)
+        if bars:
+            said.enable_progress_bar()
+
+
+def _complete(model: Any, loaded: dict[str, Any]) -> Any:
+    """The model in eval mode, where no weight is a random one; a pooler that nobody trained is left out."""
+    missing = [name for name in loaded["missing_keys"] if not name.startswith(POOLER)]
+    if missing:
+        raise ModelError(
+            f"{name_of(model)}: its files lack {len(missing)} weights of {type(model).__name__}, which would be "
+            f"random: {', '.join(sorted(missing)[:3])}; save the whole model"
+        )
+    if loaded["missing_keys"]:
+        model.pooler = None
+    return model.eval()
+
+
+def _class_of(transformers: Any, config: Any) -> Any:
+    named = next(iter(config.architectures or ()), "")
+    if config.model_type == "vit_mae":
+        named = "ViTModel"
+    if not hasattr(transformers, named):
+        raise ModelError(f"{config._name_or_path}: its config.json names no class of transformers (architectures)")
+    return getattr(transformers, named)
+
+
+def ours(model: nn.Module) -> bool:
+    """Whether a model is of one of transformers' classes, or of a class made of one."""
+    return any(kind.__module__.startswith("transformers.models.") for kind in type(model).__mro__)
+
+
+def name_of(model: Any) -> str:
+    """The hub's name or the folder's that the weights came from, or else the class."""
+    source = model.config._name_or_path
+    return Path(source).resolve().name if source and Path(source).exists() else source or type(model).__name__
+
+
+def labels_of(model: Any, classes: int) -> list[str] | None:
+    """The names in the configuration; None where classes have only the names that transformers makes up."""
+    known = model.config.id2label or {}
+    labels = [str(known.get(number, "")) for number in range(classes)]
+    unknown = any(not label or re.fullmatch(r"LABEL_\d+", label) for label in labels)
+    return None if unknown or not labels else labels
+
+
+def scores_of(output: Any) -> Tensor:
+    """(B, classes) of a classifier's output; of a model without a head the (B, D) vector it pools.
+
+    Where it pools none, the mean of its tokens stands in, so that there is something to be checked.
+    """
+    if isinstance(output, tuple):  # of a model whose configuration says return_dict=False
+        output = output[0]
+    for name in ("logits", "image_embeds", "pooler_output"):
+        found = getattr(output, name, None)
+        if isinstance(found, Tensor) and found.ndim == 2:
+            return found
+    tokens = getattr(output, "last_hidden_state", output)
+    if not isinstance(tokens, Tensor) or tokens.ndim not in (2, 3):
+        raise ModelError(f"the model returned {type(output).__name__}, which holds no (B, classes) scores")
+    return tokens if tokens.ndim == 2 else tokens.mean(1)
+
+
+def processing(model: nn.Module, size: tuple[int, int]) -> Preprocessing:
+    """As the image processor's files say that lie beside the model's weights; else as its kind is used to.
+
+    ``size``: (h, w) of the input, where no file says more.
+    """
+    config: Any = model.config
+    processor = _processor(config._name_or_path) if config._name_or_path else None
+    if processor is None:
+        (mean, std), mode = CUSTOMS.get(config.model_type, CUSTOM)
+        return Preprocessing(size, mean, std, crop_mode=mode)
+    return preprocessing_of(processor, size)
+
+
+def _processor(source: str) -> dict[str, Any] | None:
+    transformers = transformers_module()
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(source).to_dict()
+    except (OSError, ValueError, ImportError):  # no such file, or none that this version knows
+        return None
+
+
+def preprocessing_of(processor: dict[str, Any], size: tuple[int, int]) -> Preprocessing:
+    """A processor's fields in this package's words.
+
+    Where an odd number of pixels is cut off, processors of transformers cut one less at the left and the top.
+    """
+    resized = _sides(processor.get("size")) if processor.get("do_resize", True) else ()
+    cut = _sides(processor.get("crop_size")) if processor.get("do_center_crop", False) else ()
+    if len(resized) == 2:  # both sides, whatever the picture's shape
+        final = cut or resized
+        crop_pct, mode = final[0] / resized[0], "squash"
+    else:
+        final = cut or size
+        crop_pct, mode = min(final) / resized[0] if resized else 1.0, "center"
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if processor.get("do_normalize", True):
+        mean, std = processor.get("image_mean") or HALF, processor.get("image_std") or HALF
+    # Pixels are first multiplied by this; here they are always divided by 255.
+    factor = 255 * (processor.get("rescale_factor") or 1 / 255) if processor.get("do_rescale", True) else 255.0
+    resample = processor.get("resample")
+    return Preprocessing(
+        size=(final[0], final[-1]),
+        mean=tuple(one / factor for one in mean),
+        std=tuple(one / factor for one in std),
+        interpolation="bicubic" if resample is None else Image.Resampling(int(resample)).name.lower(),
+        crop_pct=crop_pct,
+        crop_mode=mode,
+    )
+
+
+def _sides(size: Any) -> tuple[int, ...]:
+    """(height, width), or the shorter side alone, or nothing."""
+    if size is None:
+        return ()
+    if not isinstance(size, dict):
+        return pair(size)
+    if size.get("shortest_edge"):
+        return (int(size["shortest_edge"]),)
+    return (int(size["height"]), int(size["width"])) if size.get("height") else ()
