@@ -38,8 +38,12 @@ def load_model(
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names that ``load_model`` takes and that match a shell pattern, or contain it where it has no wildcard."""
+    """Names that ``load_model`` takes and that match a shell pattern, or contain it where it has no wildcard.
+
+    The model in the package comes first, names with a library in front last.
+    """
     names = [name for family in FAMILIES for name in family.names()]
+    names.sort(key=lambda name: (name != DEFAULT_MODEL, "/" in name))
     if not any(mark in pattern for mark in "*?["):
         pattern = f"*{pattern}*"
     return fnmatch.filter(names, pattern)
