@@ -3,9 +3,9 @@
 ``python benchmarks/zoo.py [--pattern P] [--largest MILLIONS] [--out docs/model-support.md]``. No weights are needed.
 
 *Capture*, for every name: built without memory for its weights, at full depth and size, the attention calls that are
-seen must be those that the family says, in number and shape. *Numbers*, for every architecture of a family up to a size,
-with random weights: looking changes no output, a batch gives what single images give, maps are finite, and the values
-of every attention call change most where the picture is changed.
+seen must be those that the family says, in number and shape. *Numbers*, for every architecture of a family up to a
+size, with random weights: looking changes no output, a batch gives what single images give, maps are finite, and the
+values of every attention call change most where the picture is changed.
 """
 
 from __future__ import annotations
@@ -35,10 +35,33 @@ from geometry import misplaced
 
 MILLION = 1e6
 NEAR = 1  # cells; overlapping convolutions carry a change a cell on
-# What the issue of a family's own count is about: these are Vision Transformers by name or by kind.
-VIT_LIKE = ("vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "vision_transformer_sam", "deit",
-            "beit", "eva", "cait", "swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr", "hiera", "pvt_v2",
-            "mvitv2", "maxxvit", "twins", "pit", "levit", "tnt", "volo", "convit", "crossvit", "xcit", "naflexvit")  # fmt: skip
+# Files of Vision Transformers by name or by kind.
+VIT_LIKE = (
+    "vision_transformer",
+    "vision_transformer_hybrid",
+    "vision_transformer_relpos",
+    "vision_transformer_sam",
+    "deit",
+    "beit",
+    "eva",
+    "cait",
+    "swin_transformer",
+    "swin_transformer_v2",
+    "swin_transformer_v2_cr",
+    "hiera",
+    "pvt_v2",
+    "mvitv2",
+    "maxxvit",
+    "twins",
+    "pit",
+    "levit",
+    "tnt",
+    "volo",
+    "convit",
+    "crossvit",
+    "xcit",
+    "naflexvit",
+)
 
 
 @dataclass
@@ -149,14 +172,13 @@ def write(rows: list[Found], out: Path) -> None:
         "",
         "Written by `make zoo`; every timm model whose modules hold attention, with random weights.",
         "",
-        f"timm {timm.__version__}, torch {torch.__version__}. Of {len(counted)} names of Vision Transformers and their kin "
-        f"({', '.join(sorted(set(VIT_LIKE)))}), {sum(row.attention for row in counted)} ({share:.1%}) are explained by "
-        "attention methods; of the others, "
-        f"{sum(row.others and not row.attention for row in counted)} by gradient, class activation map and perturbation "
-        f"methods, and {sum(not row.others for row in counted)} are refused.",
+        f"timm {timm.__version__}, torch {torch.__version__}. Of {len(counted)} names of Vision Transformers and kin "
+        f"({', '.join(VIT_LIKE)}), {sum(row.attention for row in counted)} ({share:.1%}) are explained by attention "
+        f"methods; of the others, {sum(row.others and not row.attention for row in counted)} by gradient, class "
+        f"activation map and perturbation methods, and {sum(not row.others for row in counted)} are refused.",
         "",
-        "*names*: model names of this file of timm. *attention*: names whose attention calls are captured completely and lie "
-        "where the family says. *numbers*: architectures that were run, and of these the ones without a fault.",
+        "*names*: model names of this file of timm. *attention*: names whose attention calls are captured completely "
+        "and lie where the family says. *numbers*: architectures that were run, and of these the ones without a fault.",
         "",
         "| timm file | family | names | attention | gradients and perturbation | numbers | what is refused, and why |",
         "|---|---|---|---|---|---|---|",

@@ -40,6 +40,12 @@ class Timm:
     def refuses(self, model: nn.Module) -> str | None:
         return None
 
+    def lens(self, model: Any, tokens: Tensor) -> Any:
+        raise ModelError(f"what the head of {self.name(model)} makes of other tokens is not known")
+
+    def projection(self, model: Any, block: int) -> Tensor:
+        raise ModelError(f"what becomes of values in the attention of {self.name(model)} is not known")
+
     def check_channels(self, model: Any, channels: int) -> None:
         """``ModelError`` where the model's first weights are for other inputs."""
         wanted = next(part for part in model.modules() if isinstance(part, nn.Conv2d)).in_channels

@@ -13,6 +13,7 @@ from ..errors import OptionError
 from ..heads import Head, one_head
 from ..options import nth
 from ..placed import skipped, unmerged
+from ..propagate import HeadFusion
 from ..registry import method
 from ..types import Layer, Trace
 
@@ -68,13 +69,13 @@ def attention(
     return trace.patches(on_tokens(trace, found))
 
 
-def _placed(trace: Trace, number: int, head: int | str, query: tuple | int | str) -> Tensor:
+def _placed(trace: Trace, number: int, head: Head, query: tuple | int | str) -> Tensor:
     assert trace.anatomy.plan is not None
     if query != "readout":
         raise OptionError(f'attention: {trace.anatomy.plan.reason}; query must be "readout"')
     layer = trace.layers[number]
     assert layer.place is not None
-    chosen = None if isinstance(head, str) else nth(head, layer.shape[1], "attention", "head")
+    chosen = nth(head, layer.shape[1], "attention", "head") if isinstance(head, int) else None
     row = torch.zeros(len(trace.pixels), layer.place.leaving, device=layer.device)
     asking = [token for token in trace.anatomy.readout.tokens if (layer.place.queries == token).any()]
     row[:, asking or slice(trace.anatomy.plan.prefix, None)] = 1
@@ -83,9 +84,9 @@ def _placed(trace: Trace, number: int, head: int | str, query: tuple | int | str
         heads = layer.attention(images, rows)
         return heads if chosen is None else heads[:, chosen, None]
 
-    found = unmerged(
-        layer, attended(layer, row / row.sum(1, keepdim=True), weights, head if chosen is None else "mean")
-    )
+    # A head alone, or each head where they are fused.
+    fusion: HeadFusion = head if isinstance(head, str) else "mean"
+    found = unmerged(layer, attended(layer, row / row.sum(1, keepdim=True), weights, fusion))
     for below in reversed(trace.layers[:number]):
         found = unmerged(below, skipped(below, found))
     return trace.patches(found)

@@ -60,10 +60,10 @@ class TimmMaxViT(Timm):
         if isinstance(block, TransformerBlock2d):
             return [whole(tokens, merged)]
         if isinstance(block, MaxxVitBlock):
-            parts = (
-                [] if block.attn_block is None else [blocks(numbered(grid), block.attn_block.partition_size, tokens)]
-            )
-            parts.append(strides(numbered(grid), block.attn_grid.partition_size))
+            near: Any = block.attn_block
+            far: Any = block.attn_grid
+            parts = [] if near is None else [blocks(numbered(grid), near.partition_size, tokens)]
+            parts.append(strides(numbered(grid), far.partition_size))
             return [in_windows(one, tokens, None if number else merged) for number, one in enumerate(parts)]
         if isinstance(block, ParallelMaxxVitBlock):
             raise ModelError("MaxViT with both kinds of attention side by side is not supported yet")

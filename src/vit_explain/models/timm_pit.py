@@ -66,7 +66,7 @@ class TimmLeViT(Timm):
         if model.use_conv:
             raise ModelError(f"{self.name(model)} is LeViT's variant of convolutions; the other one is supported")
         wanted = model.pretrained_cfg["input_size"][1:] if model.pretrained_cfg else shape[1:]
-        self.check_size(model, shape[1:], tuple(wanted))
+        self.check_size(model, shape[1:], (wanted[0], wanted[1]))
         stride = STEM
         first = grid = (-(-shape[1] // stride), -(-shape[2] // stride))
         places = []

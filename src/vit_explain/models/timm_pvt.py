@@ -34,19 +34,19 @@ class TimmPVT(Timm):
 
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         self.check_channels(model, shape[0])
-        first = grid = tuple(_after(side, model.patch_embed.proj) for side in shape[1:])
+        first = grid = _after((shape[1], shape[2]), model.patch_embed.proj)
         places: list[Placement] = []
         for stage in model.stages:
             merged = None
             if stage.downsample is not None:
-                grid, finer = tuple(_after(side, stage.downsample.proj) for side in grid), grid
-                merged = coarser(finer, grid)  # type: ignore[arg-type]
+                grid, finer = _after(grid, stage.downsample.proj), grid
+                merged = coarser(finer, grid)
             for block in stage.blocks:
                 attention = block.attn
                 if attention.pool is not None:
-                    places.append(to_reduced(grid, LINEAR_GRID, merged=merged))  # type: ignore[arg-type]
+                    places.append(to_reduced(grid, LINEAR_GRID, merged=merged))
                 else:
-                    places.append(reduced_by(attention.sr, grid, merged))  # type: ignore[arg-type]
+                    places.append(reduced_by(attention.sr, grid, merged))
                 merged = None
         reason = f"{self.name(model)}'s tokens look at means of tokens"
         return laid_out(
@@ -84,8 +84,8 @@ class TimmTwins(Timm):
                 if isinstance(block.attn, nn.Identity):
                     continue
                 if isinstance(block.attn, LocallyGroupedAttn):
-                    size = (block.attn.ws, block.attn.ws)
-                    windows = blocks(numbered(grid), size, padding=tokens)
+                    side: Any = block.attn.ws
+                    windows = blocks(numbered(grid), (side, side), padding=tokens)
                     places.append(in_windows(windows, tokens, merged, windows_first=True))
                 else:
                     places.append(reduced_by(block.attn.sr, grid, merged))
@@ -103,7 +103,8 @@ class TimmTwins(Timm):
         )
 
 
-def _after(side: int, convolution: nn.Conv2d) -> int:
-    """How long a side is after this convolution."""
-    kernel, stride, padding = convolution.kernel_size[0], convolution.stride[0], int(convolution.padding[0])
-    return (side + 2 * padding - kernel) // stride + 1
+def _after(grid: Grid, convolution: Any) -> Grid:
+    """How large a grid is after this convolution."""
+    kernel, stride, padding = convolution.kernel_size[0], convolution.stride[0], convolution.padding[0]
+    h, w = ((side + 2 * padding - kernel) // stride + 1 for side in grid)
+    return h, w

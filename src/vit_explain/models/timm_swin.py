@@ -31,7 +31,7 @@ class TimmSwin(Timm):
             self.check_size(model, size, embed.img_size)
         first = grid = embed.grid_size if embed.img_size == tuple(size) else embed.dynamic_feat_size(size)
         places: list[Placement] = []
-        stages = model.stages if isinstance(model, SwinTransformerV2Cr) else model.layers
+        stages: Any = model.stages if isinstance(model, SwinTransformerV2Cr) else model.layers
         for stage in stages:
             merged = None
             if not isinstance(stage.downsample, nn.Identity):
