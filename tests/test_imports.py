@@ -28,10 +28,10 @@ LEVELS = [
     {"charts", "explanation", "loading"},
     {"comparison"},
     {"explainer"},
-    {"evaluate", "original", "report", "runs"},
+    {"evaluate", "inspection", "original", "report", "runs"},
     {"arguments", "web"},
     {"commands.explain", "commands.methods", "commands.models", "commands.original"},
-    {"commands.compare", "commands.sweep"},  # take the options of commands.explain
+    {"commands.compare", "commands.inspect", "commands.sweep"},  # take the options of commands.explain
     {"cli"},
     {"__main__"},
 ]

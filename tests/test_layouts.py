@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,13 @@ from timm.models.twins import Twins
 from torch import Tensor, nn
 
 from vit_explain import Explainer
-from vit_explain.types import Layer
+from vit_explain.errors import ModelError
+from vit_explain.image import Preprocessing
+from vit_explain.inquiry import Subject
+from vit_explain.inspection import inspect
+from vit_explain.registry import METHODS
+from vit_explain.targets import Target
+from vit_explain.types import Layer, Trace
 
 SIDE = (32, 48)
 SWIN: dict[str, Any] = {"img_size": SIDE, "patch_size": 4, "window_size": 2, "embed_dim": 12, "depths": (2, 2),
@@ -40,6 +47,17 @@ MVIT = MultiScaleVitCfg(
     depths=(1, 2), embed_dim=(8, 16), num_heads=(1, 2), stride_q=((1, 1), (2, 2)), stride_kv=((2, 2), (1, 1)),
     use_cls_token=True, use_abs_pos=True, rel_pos_type="", expand_attn=True,
 )  # fmt: skip
+
+PLAIN = {"attention", "values", "tokens", "attended", "blocks"}  # what only ordinary blocks have
+
+
+def awake(model: nn.Module) -> nn.Module:
+    """Swin V2 begins with blocks that add nothing: the weights of the norms after them are zero."""
+    for part in model.modules():
+        if isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+    return model
+
 
 # (model, the full mean attention of each call and its residual, each (leaving, entering), the merge below it or None)
 Full = tuple[Tensor, Tensor, Tensor | None]
@@ -157,7 +175,7 @@ def hiera(model: Any, layers: list[Layer]) -> list[Full]:
 
 SMALL: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, list[Layer]], list[Full]]]] = {
     "swin": (lambda: SwinTransformer(**SWIN), swin),
-    "swin v2": (lambda: SwinTransformerV2(**SWIN), swin),
+    "swin v2": (lambda: awake(SwinTransformerV2(**SWIN)), swin),
     "maxvit": (lambda: MaxxVit(MAXVIT, img_size=SIDE, num_classes=4), maxvit),
     "pvt v2": (
         lambda: PyramidVisionTransformerV2(
@@ -196,8 +214,6 @@ def pixels() -> Tensor:
 
 def captured(model: nn.Module, pixels: Tensor) -> list[Layer]:
     """The calls of one image, through the package; that attention is right is proven in ``test_capture``."""
-    from vit_explain.inquiry import Subject
-
     family = Explainer(model).family
     anatomy = family.anatomy(model, (3, *SIDE))
     with torch.no_grad():
@@ -229,3 +245,98 @@ def test_rollout_is_the_product_of_explicit_matrices(named, pixels):
                 row = row @ merge.numpy()
         np.testing.assert_allclose(found[image].ravel(), row[prefix:], rtol=1e-4, atol=1e-7)
         assert found[image].sum() + row[:prefix].sum() == pytest.approx(1, rel=1e-5)
+
+
+def test_gae_is_the_product_of_explicit_matrices(named, pixels):
+    """Mean over heads of positive attention times gradient, without normalising; the rows' own identity left out."""
+    name, model = named
+    found = Explainer(model).explain(pixels[:1], "gae", 2).relevance[0]
+    with torch.enable_grad():
+        trace = with_gradients(model, pixels[:1], 2)
+    products = [positive(layer) for layer in trace.layers]
+    parts = SMALL[name][1](model, products)
+    prefix = int(name == "mvit v2")
+    last = len(parts[-1][0])
+    kept = np.eye(1, last)[0] if prefix else np.full(last, 1 / last)
+    gained = np.zeros(last)
+    for attention, residual, merge in reversed(parts):
+        gained = gained @ residual.numpy() + (kept + gained) @ attention.numpy().astype(np.float64)
+        kept = kept @ residual.numpy()
+        if merge is not None:
+            gained, kept = gained @ merge.numpy(), kept @ merge.numpy()
+    assert found.any()
+    np.testing.assert_allclose(found.ravel(), gained[prefix:], rtol=1e-3, atol=1e-5 * gained.max())
+
+
+def with_gradients(model: nn.Module, pixels: Tensor, target: int) -> Trace:
+    family = Explainer(model).family
+    subject = Subject(model, family, family.anatomy(model, (3, *SIDE)))
+    needs = frozenset({"attention", "gradient"})
+    trace, output = subject.look(pixels, needs)
+    return subject.about(trace, output, [Target("", target)], needs, keep_graph=False)
+
+
+def positive(layer: Layer) -> Layer:
+    """A call whose attention is ``max(A ⊙ ∂y/∂A, 0)``."""
+    values = (layer.attention() * layer.attention_gradient()).clamp(min=0)
+    return dataclasses.replace(layer, q=None, k=None, bias=None, probabilities=values)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_explains_or_says_why_not(named, method, pixels):
+    _, model = named
+    explainer = Explainer(model)
+    chosen = METHODS[method]
+    options = {
+        name: 4 for name in ("samples", "steps", "channels") if name in chosen.options and chosen.options[name].default
+    }
+    options |= {"players": 2} if "players" in chosen.options else {}
+    target = 1 if chosen.class_specific else None
+    if not chosen.any_layout and (chosen.needs & PLAIN or chosen.within is not None):
+        with pytest.raises(ModelError, match=r"is not defined for; use rollout.* or a gradient"):
+            explainer.explain(pixels, method, target, **options)
+        return
+    explained = explainer.explain(pixels, method, target, **options)
+    assert np.isfinite(explained.relevance).all()
+    assert explained.heatmap().shape[1:] == SIDE
+    alone = explainer.explain(pixels[1:], method, target, **options).relevance[0]
+    scale = np.abs(explained.relevance).max()
+    np.testing.assert_allclose(alone, explained.relevance[1], rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_looking_changes_no_output(named, pixels):
+    _, model = named
+    with torch.inference_mode():
+        before = model(pixels)
+    Explainer(model).explain(pixels, "gradient_rollout", 1)
+    with torch.inference_mode():
+        assert torch.equal(before, model(pixels))
+
+
+def test_a_wrong_size_is_refused_in_one_line():
+    model = SMALL["swin"][0]().eval()
+    with pytest.raises(ModelError, match="takes 32x48 pixels"):
+        Explainer(model).explain(torch.randn(1, 3, 48, 32))
+
+
+def test_padded_windows_lose_what_padding_gets():
+    """A grid that windows do not divide: attention to padding goes nowhere, and nothing else is lost."""
+    torch.manual_seed(0)
+    model = lively(SwinTransformer(**{**SWIN, "img_size": (20, 28)}))
+    found = Explainer(model).explain(torch.randn(1, 3, 20, 28), "rollout").relevance
+    assert found.shape == (1, 5, 7) and 0 < found.sum() < 1
+
+
+def test_comparing_maps_of_two_grids(named, pixels):
+    _, model = named
+    compared = Explainer(model).compare(pixels, ["rollout", "gradcam", "saliency", "alti"], 1)
+    assert set(compared.refused) == {"alti"}
+    assert compared.agreement().shape == (3, 3)
+
+
+def test_inspection_says_what_was_found(named):
+    _, model = named
+    how = Preprocessing(SIDE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    found = inspect(Explainer(model, preprocessing=how))
+    assert "rollout" in found.methods and "alti" in found.refused
+    assert found.attention and found.classes == 4

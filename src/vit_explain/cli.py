@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ._version import __version__
-from .commands import compare, explain, methods, models, sweep
+from .commands import compare, explain, inspect, methods, models, sweep
 from .errors import VitExplainError
 from .terminal import complain
 
@@ -30,6 +30,7 @@ app.command()(compare.compare)
 app.command()(sweep.sweep)
 app.command()(methods.methods)
 app.command()(models.models)
+app.command()(inspect.inspect)
 
 
 def show_version(wanted: bool) -> None:

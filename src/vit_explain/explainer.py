@@ -29,6 +29,7 @@ from .prompts import Prompted
 from .registry import METHODS, Method, choose_method, choose_methods, find
 from .sharing import DIFFERENTIATED, Asked, Result, SharedLook, all_needs, groups
 from .targets import Target, resolve, spread
+from .types import Anatomy, Layer
 
 
 class Explainer:
@@ -59,11 +60,11 @@ class Explainer:
             model = Prompted(model, texts, tokenizer)
         self.family = family_of(unwrap(model) if isinstance(model, nn.Module) else model)
         self.model = model
-        self._plain = unwrap(model)
-        self.model_name = self.family.name(self._plain)
-        self.preprocessing = preprocessing or self.family.preprocessing(self._plain)
+        self.plain = unwrap(model)
+        self.model_name = self.family.name(self.plain)
+        self.preprocessing = preprocessing or self.family.preprocessing(self.plain)
         if labels is not None:
-            classes = self.family.classes(self._plain)
+            classes = self.family.classes(self.plain)
             if len(labels) != classes:
                 raise ModelError(f"{len(labels)} labels were given, but {self.model_name} has {classes} classes")
             self.labels = list(labels)
@@ -71,7 +72,7 @@ class Explainer:
     @functools.cached_property
     def labels(self) -> list[str] | None:
         """Class names, where they are known; looked up when first asked for, since ImageNet's fill megabytes."""
-        return self.family.labels(self._plain)
+        return self.family.labels(self.plain)
 
     def explain(
         self,
@@ -133,7 +134,7 @@ class Explainer:
         ]
         prepared = read(images, self.preprocessing, max_pixels)
         refused: dict[str, str] = {}
-        if target is None and self.family.classes(self._plain) == 0:
+        if target is None and self.family.classes(self.plain) == 0:
             refused = {method.name: self._headless for method in chosen if method.class_specific}
             asked = [one for one in asked if one.name not in refused]
         results, look_seconds = self._run(prepared.pixels, asked, target, refused)
@@ -170,6 +171,18 @@ class Explainer:
         maps = results[asked.name].maps
         # A tensor made in inference mode could not be part of a caller's own graph.
         return (maps.clone() if maps.is_inference() else maps).to(inputs.device)
+
+    def calls(self, inputs: Tensor) -> tuple[Anatomy, list[Layer]]:
+        """What the family says of preprocessed (B, C, H, W) pixels, and the attention calls that one look sees.
+
+        None are looked for in a model whose attention no method reads.
+        """
+        subject, pixels = self._subject(checked_pixels(inputs))
+        plan = subject.anatomy.plan
+        if plan is not None and not plan.places:
+            return subject.anatomy, []
+        trace, _ = subject.look(pixels, frozenset({"attention"}))
+        return subject.anatomy, trace.layers if trace.pool is None else [*trace.layers, trace.pool]
 
     def _asked(
         self, method: str | None, target: Any, options: dict[str, Any], progress: Callable[[int, int], None] | None
@@ -252,18 +265,18 @@ class Explainer:
 
     def _subject(self, pixels: Tensor) -> tuple[Subject, Tensor]:
         """The model at this input size, and the pixels as it takes them."""
-        reference = next((p for p in self._plain.parameters() if p.is_floating_point()), pixels)
+        reference = next((p for p in self.plain.parameters() if p.is_floating_point()), pixels)
         pixels = pixels.to(reference.device, reference.dtype, copy=pixels.is_inference())
         channels, height, width = pixels.shape[1:]
-        anatomy = self.family.anatomy(self._plain, (channels, height, width))
-        return Subject(self._plain, self.family, anatomy, black=self.preprocessing.black), pixels
+        anatomy = self.family.anatomy(self.plain, (channels, height, width))
+        return Subject(self.plain, self.family, anatomy, black=self.preprocessing.black), pixels
 
     @property
     def _headless(self) -> str:
         return f"{self.model_name} has no classifier head: give a function of its output as target"
 
     def _columns(self, wanted: list[list[Any]], logits: Tensor) -> list[list[Target]]:
-        if self.family.classes(self._plain) == 0 and not all(callable(one) for row in wanted for one in row):
+        if self.family.classes(self.plain) == 0 and not all(callable(one) for row in wanted for one in row):
             raise TargetError(self._headless)
         return resolve(wanted, logits, self.labels)
 

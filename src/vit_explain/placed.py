@@ -31,7 +31,7 @@ def unwindowed(layer: Layer, shares: Tensor, row: Tensor) -> Tensor:
     """The row (B, F) with the queries' weights (B·W, n) put in their places. Other tokens, as in class attention all
     but the class token, stay what they are."""
     places = _placement(layer).queries.flatten().expand(len(row), -1)
-    return F.pad(row, (0, 1)).scatter(1, places, shares.view(len(row), -1))[:, :-1]
+    return F.pad(row, (0, 1)).scatter(1, places, shares.reshape(len(row), -1))[:, :-1]
 
 
 def from_keys(layer: Layer, given: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def from_keys(layer: Layer, given: Tensor) -> Tensor:
     """
     place = _placement(layer)
     cells = place.entering if place.pooled is None else int(place.pooled.max()) + 1
-    given = given.view(-1, place.keys.numel())
+    given = given.reshape(-1, place.keys.numel())
     got = given.new_zeros(len(given), cells + 1)
     got = got.scatter_add(1, place.keys.flatten().expand(len(given), -1), given)[:, :cells]
     return got if place.pooled is None else averaged_back(got, place.pooled)

@@ -86,6 +86,7 @@ NEEDS = {
     "gradient": "the gradient of y at what is asked for",
     "graph": "the autograd graph, for gradients of other numbers",
     "probe": "further looks at other pixels or fewer patches",
+    "blocks": "blocks of attention from every token to every token, one after the other",
 }
 
 

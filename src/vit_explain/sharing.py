@@ -21,7 +21,7 @@ from .types import Anatomy, Attribution, Trace
 DIFFERENTIATED = {"gradient", "graph", "pixels", "probe"}  # needs that autograd, or a later look, serves
 
 # What only blocks of attention from every token to every token leave.
-PLAIN_NEEDS = frozenset({"attention", "values", "tokens", "attended", "biases"})
+PLAIN_NEEDS = frozenset({"attention", "values", "tokens", "attended", "biases", "blocks"})
 
 Columns = Sequence[Sequence[Target]]  # targets, K columns of one an image
 
@@ -111,7 +111,8 @@ class SharedLook:
         self._images, self._device = len(pixels), pixels.device
         self._found: dict[str, list[Attribution]] = {one.name: [] for one in asked}
         for one in asked:
-            _check_layout(one.method, one.needs, subject.anatomy)
+            if (reason := layout_refusal(one.method, one.needs, subject.anatomy)) is not None:
+                raise ModelError(reason)
         began = clock(self._device)
         first = asked[0]
         within = first.method.within(**first.settings) if first.method.within else None
@@ -251,17 +252,19 @@ def narrowed(trace: Trace, needs: frozenset[str]) -> Trace:
     )
 
 
-def _check_layout(method: Method, needs: frozenset[str], anatomy: Anatomy) -> None:
-    """Refuse methods that take attention for a matrix from every token to every token where it is something else."""
+def layout_refusal(method: Method, needs: frozenset[str], anatomy: Anatomy) -> str | None:
+    """Why a method that takes attention for a matrix from every token to every token cannot explain what is something
+    else; None where it can."""
     plan = anatomy.plan
     if plan is None:
-        return
+        return None
     has_attention, others = bool(plan.places), "a gradient, class activation map or perturbation method"
     if method.any_layout and not has_attention:
-        raise ModelError(f"{plan.reason}, so {method.name} has no attention between tokens to read; use {others}")
+        return f"{plan.reason}, so {method.name} has no attention between tokens to read; use {others}"
     if not method.any_layout and (needs & PLAIN_NEEDS or method.within is not None):
         also = "rollout, gradient_rollout, gae or attention, or " if has_attention else ""
-        raise ModelError(f"{plan.reason}, which {method.name} is not defined for; use {also}{others}")
+        return f"{plan.reason}, which {method.name} is not defined for; use {also}{others}"
+    return None
 
 
 def _shortened(anatomy: Anatomy, asked: Iterable[Asked]) -> tuple[int, int] | None:

@@ -46,6 +46,13 @@ class Timm:
     def projection(self, model: Any, block: int) -> Tensor:
         raise ModelError(f"what becomes of values in the attention of {self.name(model)} is not known")
 
+    def built_for(self, model: Any) -> tuple[int, int] | None:
+        """Pixels (height, width) that the model was built for; None where it takes others, or does not say."""
+        if getattr(model, "dynamic_img_size", False):
+            return None
+        size = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "img_size", None)
+        return size if isinstance(size, tuple) else None
+
     def check_channels(self, model: Any, channels: int) -> None:
         """``ModelError`` where the model's first weights are for other inputs."""
         wanted = next(part for part in model.modules() if isinstance(part, nn.Conv2d)).in_channels
@@ -74,9 +81,7 @@ class Timm:
 
     def preprocessing(self, model: Any) -> Preprocessing:
         config = resolve_data_config({}, pretrained_cfg=config_of(model), model=model)
-        embed = getattr(model, "patch_embed", None)
-        built_for = None if getattr(model, "dynamic_img_size", False) else getattr(embed, "img_size", None)
-        size = tuple(built_for or config["input_size"][1:])
+        size = tuple(self.built_for(model) or config["input_size"][1:])
         return Preprocessing(
             size=(size[0], size[1]),
             mean=tuple(config["mean"]),

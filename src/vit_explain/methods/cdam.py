@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..cams import patch_features, patch_gradients
 from ..registry import method
 from ..types import Trace
 
@@ -27,5 +28,4 @@ def cdam(trace: Trace) -> Tensor:
     last attention. A function of the model's output as target gives the paper's concept maps. Its smoothed and
     integrated forms are not offered.
     """
-    assert trace.features is not None and trace.feature_gradient is not None
-    return trace.patches((trace.features.float() * trace.feature_gradient.float()).sum(-1))
+    return (patch_features(trace) * patch_gradients(trace)).sum(2).unflatten(1, trace.anatomy.grid)

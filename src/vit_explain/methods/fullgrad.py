@@ -29,7 +29,7 @@ Combine = Literal["sum", "rescaled"]
     "it acts on.",
     does_not_mean="They add up to the score only in a model that is linear in pieces, which a ViT is not: its "
     "completeness_gap is often large. Shares of prefix tokens and of the head have no place and are not in the map.",
-    needs={"probe"},
+    needs={"probe", "blocks"},
     forwards=2,
     backwards=1,
     class_specific=True,

@@ -17,7 +17,7 @@ from ..types import Layer, Trace
     means="From which patches the last attention fetched what then counted for the class.",
     does_not_mean="It shows one layer, whose tokens have already gathered from elsewhere. The relevance of all "
     "positive contributions depends little on the class, so the maps of two classes are often alike.",
-    needs={"probe"},
+    needs={"probe", "blocks"},
     forwards=2,
     backwards=1,
     class_specific=True,

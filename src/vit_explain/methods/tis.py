@@ -23,7 +23,7 @@ BLOCK = 4096  # features compared with all centres at a time
     "model's own features suggest.",
     does_not_mean="Patches that are kept together with decisive ones share their success. Values are mean "
     "probabilities and no shares of the score: only differences say something.",
-    needs={"probe"},
+    needs={"probe", "blocks"},
     forwards=514,
     class_specific=True,
 )

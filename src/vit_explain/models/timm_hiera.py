@@ -26,11 +26,14 @@ class TimmHiera(Timm):
     modules = ("hiera",)
     kinds = (Hiera,)
 
+    def built_for(self, model: Any) -> tuple[int, int]:
+        tokens, stride = model.tokens_spatial_shape, model.patch_stride
+        return tokens[0] * stride[0], tokens[1] * stride[1]
+
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         self.check_channels(model, shape[0])
-        stride = model.patch_stride
         fine = tuple(model.tokens_spatial_shape)
-        self.check_size(model, shape[1:], tuple(n * s for n, s in zip(fine, stride, strict=True)))
+        self.check_size(model, shape[1:], self.built_for(model))
         schedule = model.unroll.schedule
         merged: Tensor | None = unrolled(fine, schedule).argsort()
         places, tokens, grid = [], fine[0] * fine[1], fine

@@ -69,13 +69,16 @@ class TimmTwins(Timm):
     modules = ("twins",)
     kinds = (Twins,)
 
+    def built_for(self, model: Any) -> tuple[int, int] | None:
+        return tuple(model.patch_embeds[0].img_size)
+
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         self.check_channels(model, shape[0])
+        self.check_size(model, shape[1:], tuple(model.patch_embeds[0].img_size))
         places: list[Placement] = []
         first: Grid | None = None
         grid: Grid = (shape[1], shape[2])
         for embed, stage in zip(model.patch_embeds, model.blocks, strict=True):
-            self.check_size(model, shape[1:], tuple(model.patch_embeds[0].img_size))
             grid, finer = (grid[0] // embed.patch_size[0], grid[1] // embed.patch_size[1]), grid
             merged = None if first is None else coarser(finer, grid)
             first = first or grid
