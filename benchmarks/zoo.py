@@ -122,7 +122,7 @@ def captured(name: str, module: str) -> Found | None:
 
 
 def model_channels(model: Any) -> int:
-    return next(part for part in model.modules() if isinstance(part, nn.Conv2d)).in_channels
+    return next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), model.in_chans)
 
 
 def checked(found: Found) -> str:

@@ -58,6 +58,7 @@ class Eager:
     def __init__(self, images: int) -> None:
         self.images = images
         self._weights: Tensor | None = None
+        self._turned: Tensor | None = None  # the same, (…, M, N)
 
     def follow(self, func: Any, args: Sequence[Any], result: Any) -> None:
         """To be told of every operation that is no product of attention."""
@@ -67,6 +68,8 @@ class Eager:
             return
         elif func in BETWEEN | MIXING and args[0] is self._weights:
             self._weights = result
+        elif func is Tensor.transpose and args[0] is self._weights and set(args[1:]) == {-1, -2}:
+            self._turned = result
         elif func in ARITHMETIC and any(one is self._weights for one in args[:2]):
             self._weights = result if result.shape == self._weights.shape else self._weights
 
@@ -78,10 +81,14 @@ class Eager:
         if func in PRODUCT and args[0] is self._weights:
             same = list(range(self._weights.ndim))
             found = self._product(args[1], same, same)
+        elif func in PRODUCT and self._turned is not None and args[1] is self._turned:  # (…, Dv, M) (…, M, N)
+            rank = self._weights.ndim
+            turned = [*range(rank - 2), rank - 1, rank - 2]
+            found = self._product(args[0], turned, turned)
         elif func is torch.einsum and isinstance(args[0], str):
             found = self._einsum(args[0], args[1] if isinstance(args[1], (list, tuple)) else args[1:])
         if found is not None:
-            self._weights = None
+            self._weights = self._turned = None
         return found
 
     def _einsum(self, equation: str, operands: Sequence[Tensor]) -> Product | None:

@@ -55,7 +55,8 @@ class Timm:
 
     def check_channels(self, model: Any, channels: int) -> None:
         """``ModelError`` where the model's first weights are for other inputs."""
-        wanted = next(part for part in model.modules() if isinstance(part, nn.Conv2d)).in_channels
+        first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
+        wanted = getattr(model, "in_chans", channels) if first is None else first.in_channels
         if channels != wanted:
             raise ModelError(
                 f"{self.name(model)} takes {wanted} channels, not {channels}; pass a preprocessed (B, C, H, W) tensor"

@@ -9,13 +9,10 @@ from timm.models.levit import Levit
 from timm.models.pit import PoolingVisionTransformer
 from torch import nn
 
-from ..errors import ModelError
 from ..family import register
 from ..layouts import Grid, coarser, laid_out, whole
 from ..timm_common import Timm
 from ..types import Anatomy, Placement, Readout
-
-STEM = 16  # pixels between the tokens that leave LeViT's stem
 
 
 @register
@@ -63,11 +60,9 @@ class TimmLeViT(Timm):
 
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         self.check_channels(model, shape[0])
-        if model.use_conv:
-            raise ModelError(f"{self.name(model)} is LeViT's variant of convolutions; the other one is supported")
         wanted = model.pretrained_cfg["input_size"][1:] if model.pretrained_cfg else shape[1:]
         self.check_size(model, shape[1:], (wanted[0], wanted[1]))
-        stride = STEM
+        stride = model.stem.stride
         first = grid = (-(-shape[1] // stride), -(-shape[2] // stride))
         places = []
         for stage in model.stages:

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva, EvaBlockPostNorm
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from timm.models.vision_transformer_relpos import ResPostRelPosBlock, VisionTransformerRelPos
 from torch import Tensor, nn
@@ -28,11 +29,19 @@ POST_NORM = (ResPostBlock, EvaBlockPostNorm, ResPostRelPosBlock)
 class TimmPlain(Timm):
     """Every block: one self-attention over all tokens, then an MLP."""
 
-    title = "timm ViT, DeiT, DeiT-III, DINOv2, DINOv3, EVA-02, BEiT, CLIP and SigLIP image models"
-    modules = ("vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "deit", "eva", "beit")
+    title = "timm ViT, DeiT, DeiT-III, DINOv2, DINOv3, EVA-02, BEiT, NaFlexViT, CLIP and SigLIP image models"
+    modules = (
+        "vision_transformer",
+        "vision_transformer_hybrid",
+        "vision_transformer_relpos",
+        "deit",
+        "eva",
+        "beit",
+        "naflexvit",
+    )
     # Two parallel attentions a block, or the difference of two: refused by the count of calls, so not offered.
     exclude = ("vit_*_18x2_*", "vit_dwee_*", "vit_dpwee_*", "vit_dlittle_*")
-    kinds = (VisionTransformer, Eva, Beit, VisionTransformerRelPos)
+    kinds = (VisionTransformer, Eva, Beit, VisionTransformerRelPos, NaFlexVit)
 
     def names(self) -> list[str]:
         return [BUNDLED, *super().names()]
@@ -41,13 +50,15 @@ class TimmPlain(Timm):
         return _bundled(checkpoint) if name == BUNDLED else super().load(name, checkpoint)
 
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
-        embed, size = model.patch_embed, shape[1:]
-        channels = next(model.patch_embed.parameters()).shape[1]
+        # NaFlexViT takes any size, and its patches may be made by a linear layer.
+        any_size = isinstance(model, NaFlexVit)
+        embed, size = model.embeds if any_size else model.patch_embed, shape[1:]
+        channels = embed.in_chans if any_size else next(embed.parameters()).shape[1]
         if shape[0] != channels:
             raise ModelError(
                 f"{self.name(model)} takes {channels} channels, not {shape[0]}; pass a preprocessed (B, C, H, W) tensor"
             )
-        if embed.img_size is None or getattr(model, "dynamic_img_size", False):
+        if any_size or embed.img_size is None or getattr(model, "dynamic_img_size", False):
             grid = tuple(embed.dynamic_feat_size(size))
         elif tuple(embed.img_size) == size:
             grid = tuple(embed.grid_size)
