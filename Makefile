@@ -9,13 +9,14 @@ PHOTO_NAME = $(basename $(notdir $(PHOTO)))
 # -e keeps the checkout in use, so only what is listed here makes an installation stale.
 SETUP := pyproject.toml constraints.txt src/vit_explain/_version.py
 
-.PHONY: help demo test slow peers lint format docs bench constraints clean
+.PHONY: help demo test slow peers zoo lint format docs bench constraints clean
 
 help:
 	@echo "make demo    install, then explain $(PHOTO) with the bundled model; pictures in demo/"
 	@echo "make test    install, then lint, type check and test"
 	@echo "make slow    the tests that take minutes"
 	@echo "make peers   the same maps as other packages give, which this installs"
+	@echo "make zoo     what of every timm model can be explained, into docs/model-support.md; takes an hour"
 	@echo "make bench   speed and memory beside the plain model, the original script and other packages;"
 	@echo "             make bench PARTS=\"speed memory\" for some of the tables"
 	@echo "make docs    write docs/methods.md from the methods themselves"
@@ -37,6 +38,9 @@ slow: $(VENV)/.dev
 
 peers: $(VENV)/.bench
 	$(BIN)/python -m pytest -m peers tests/peers
+
+zoo: $(VENV)/.dev
+	$(BIN)/python benchmarks/zoo.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -52,7 +52,8 @@ class TimmPlain(Timm):
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         # NaFlexViT takes any size, and its patches may be made by a linear layer.
         any_size = isinstance(model, NaFlexVit)
-        embed, size = model.embeds if any_size else model.patch_embed, shape[1:]
+        embed: Any = model.embeds if any_size else model.patch_embed
+        size = shape[1:]
         channels = embed.in_chans if any_size else next(embed.parameters()).shape[1]
         if shape[0] != channels:
             raise ModelError(
