@@ -161,7 +161,7 @@ def names(pattern: str) -> Iterator[tuple[str, str]]:
             yield name, module
 
 
-def write(rows: list[Found], out: Path) -> None:
+def write(rows: list[Found], out: Path, largest: float) -> None:
     by_module: dict[str, list[Found]] = defaultdict(list)
     for row in rows:
         by_module[row.module].append(row)
@@ -178,7 +178,9 @@ def write(rows: list[Found], out: Path) -> None:
         f"activation map and perturbation methods, and {sum(not row.others for row in counted)} are refused.",
         "",
         "*names*: model names of this file of timm. *attention*: names whose attention calls are captured completely "
-        "and lie where the family says. *numbers*: architectures that were run, and of these the ones without a fault.",
+        "and lie where the family says. *numbers*: of the architectures that were run, of up to "
+        f"{largest:g} million parameters, those without a fault. Names that differ in weights or input size alone are "
+        "one architecture.",
         "",
         "| timm file | family | names | attention | gradients and perturbation | numbers | what is refused, and why |",
         "|---|---|---|---|---|---|---|",
@@ -226,7 +228,7 @@ def main() -> None:
         if given.log and name not in done:
             with given.log.open("a") as log:
                 log.write(json.dumps(asdict(found)) + "\n")
-    write(rows, given.out)
+    write(rows, given.out, given.largest)
 
 
 if __name__ == "__main__":

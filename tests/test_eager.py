@@ -71,3 +71,29 @@ def test_what_only_looks_like_attention():
         torch.randn(5, 4, 4).softmax(-1) @ torch.randn(5, 4, D)  # no multiple of the images
         torch.randn(2, 4).softmax(-1) @ torch.randn(4, D)
     assert tap.layers == []
+
+
+def test_weights_that_are_scaled_and_added_up_before_values_are_multiplied():
+    """As ConViT gates attention of positions, and CaiT mixes heads: what multiplies the values is kept."""
+    scores, positions = torch.randn(2, B, H, N, M).unbind(0)
+    values, gate = torch.randn(B, H, M, D), torch.rand(1, H, 1, 1)
+    with AttentionTap(gradient=False, values=True, images=B) as tap:
+        mixed = (1 - gate) * scores.softmax(-1) + gate * positions.softmax(-1)
+        mixed /= mixed.sum(-1, keepdim=True)
+        output = mixed @ values
+    (layer,) = tap.layers
+    torch.testing.assert_close(layer.attention() @ values, output)
+    with AttentionTap(gradient=False, values=True, images=B) as tap:
+        heads = torch.nn.functional.linear(scores.softmax(-1).permute(0, 2, 3, 1), torch.randn(H, H))
+        output = heads.permute(0, 3, 1, 2) @ values
+    (layer,) = tap.layers
+    torch.testing.assert_close(layer.attention() @ values, output)
+
+
+def test_weights_as_the_right_factor():
+    scores, values = torch.randn(B, H, N, M), torch.randn(B, H, D, M)
+    with AttentionTap(gradient=True, values=True, images=B) as tap:
+        output = values @ scores.softmax(-1).transpose(-2, -1)
+    (layer,) = tap.layers
+    assert layer.out is not None and layer.out.shape == (B, H, N, D)
+    torch.testing.assert_close(layer.attention() @ values.mT, output.mT)

@@ -551,9 +551,9 @@ def same(found: np.ndarray, expected: np.ndarray) -> None:
     [
         ("cp_lrp", {}, "detach", False, 0.0),
         ("cp_lrp", {"linear_gamma": 0.2}, "detach", False, 0.2),
-        ("attn_lrp", {"linear_gamma": 0.0}, "uniform", True, 0.0),
+        ("attn_lrp", {}, "uniform", True, 0.0),
         ("attn_lrp", {"linear_gamma": 0.2}, "uniform", True, 0.2),
-        ("attn_lrp", {}, "uniform", True, 0.05),
+        ("attn_lrp", {"linear_gamma": 0.05}, "uniform", True, 0.05),
         ("attn_lrp", {"attention": "detach", "linear_gamma": 0.0}, "detach", True, 0.0),
         ("libra_grad", {}, "detach", True, 0.0),
     ],

@@ -58,20 +58,29 @@ class Eager:
     def __init__(self, images: int) -> None:
         self.images = images
         self._weights: Tensor | None = None
+        self._known: list[Tensor] = []  # results of softmax, and what was made of them, since the last product
         self._turned: Tensor | None = None  # the same, (…, M, N)
 
     def follow(self, func: Any, args: Sequence[Any], result: Any) -> None:
         """To be told of every operation that is no product of attention."""
         if func in SOFTMAX:
             self._weights = result if result.ndim in (3, 4) else None
+            self._known = [one for one in self._known if one.shape == result.shape] + [result]
         elif self._weights is None or not args:
             return
         elif func in BETWEEN | MIXING and args[0] is self._weights:
             self._weights = result
         elif func is Tensor.transpose and args[0] is self._weights and set(args[1:]) == {-1, -2}:
             self._turned = result
-        elif func in ARITHMETIC and any(one is self._weights for one in args[:2]):
-            self._weights = result if result.shape == self._weights.shape else self._weights
+        elif func in ARITHMETIC and self._mixes(args[:2], result):
+            self._weights = result
+            self._known.append(result)
+
+    def _mixes(self, args: Sequence[Any], result: Tensor) -> bool:
+        """Whether known weights were scaled, or added up: nothing else of their size takes part."""
+        known = [any(one is weights for weights in self._known) for one in args]
+        large = [isinstance(one, Tensor) and one.shape == result.shape for one in args]
+        return any(known) and all(is_known or not is_large for is_known, is_large in zip(known, large, strict=True))
 
     def product(self, func: Any, args: Sequence[Any]) -> Product | None:
         """The operation as a product of attention; None where it is none."""
@@ -89,6 +98,7 @@ class Eager:
             found = self._einsum(args[0], args[1] if isinstance(args[1], (list, tuple)) else args[1:])
         if found is not None:
             self._weights = self._turned = None
+            self._known = []
         return found
 
     def _einsum(self, equation: str, operands: Sequence[Tensor]) -> Product | None:

@@ -68,11 +68,12 @@ def _transformed(trace: Trace, number: int, tokens: Tensor) -> Weights:
     values = trace.layers[number].v
     assert values is not None
     heads = values.shape[1]
-    # (H, D, Dv); lengths and products are taken in a head's own Dv dimensions, never as (B, H, N, D).
-    projection = trace.inquiry.projection(number).unflatten(1, (heads, -1)).transpose(0, 1)
+    # Lengths and products are taken in a head's own Dv dimensions, never as (B, H, N, D).
+    together = trace.inquiry.projection(number)  # (D, H·Dv)
+    projection = together.unflatten(1, (heads, -1)).transpose(0, 1)  # (H, D, Dv)
     values = values.float()
     lengths = ((values @ (projection.mT @ projection)) * values).sum(-1).clamp_(min=0).sqrt_()
-    products = torch.einsum("bnd,hde,bhne->bhn", tokens, projection, values)
+    products = ((tokens @ together).unflatten(2, (heads, -1)).transpose(1, 2) * values).sum(-1)
     weight = _weight(tokens.norm(dim=-1)[:, None], lengths, products)
 
     def weights(layer: Layer, images: slice, rows: slice) -> Tensor:
