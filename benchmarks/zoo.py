@@ -135,12 +135,13 @@ def checked(found: Found) -> str:
     with torch.inference_mode():
         before = model(pixels)
     methods = ("rollout", "gradient_rollout", "gae") if found.attention else ("saliency",)
+    headless = explainer.family.classes(model) == 0
     for method in methods:
-        target = None if method == "rollout" else [0, 1]
+        target = None if method == "rollout" else first if headless else [0, 1]
         maps = explainer.attribute(pixels, target, method)
         if not maps.isfinite().all():
             return f"{method}: not finite"
-        alone = explainer.attribute(pixels[1:], None if target is None else 1, method)
+        alone = explainer.attribute(pixels[1:], target[1] if isinstance(target, list) else target, method)
         if not torch.allclose(maps[1:], alone, rtol=1e-3, atol=1e-3 * float(maps.abs().max())):
             return f"{method}: a batch differs from single images"
     with torch.inference_mode():
@@ -153,6 +154,11 @@ def checked(found: Found) -> str:
             if wrong:
                 return f"values of {', '.join(wrong[:3])} change elsewhere than the picture does"
     return "ok"
+
+
+def first(output: Any) -> torch.Tensor:
+    """A number an image, of models without classes."""
+    return output.flatten(1)[:, 0]
 
 
 def names(pattern: str) -> Iterator[tuple[str, str]]:

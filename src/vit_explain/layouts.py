@@ -82,6 +82,7 @@ def laid_out(
     features: str,
     reason: str,
     undroppable: str,
+    remembers: bool = False,
 ) -> Anatomy:
     """The anatomy of a model for pixels of this size whose tokens begin on the grid ``first`` and end on ``grid``.
 
@@ -93,7 +94,17 @@ def laid_out(
     # Cells are of whole pixels; where they do not divide the picture, the last ones reach beyond it.
     down, across = (stride or -(-whole // cells) for whole, cells in zip(size, grid, strict=True))
     whole_cells = (grid[0] * down, grid[1] * across)
-    return Anatomy((), grid, whole_cells, prefix, readout, features=features, undroppable=undroppable, plan=plan)
+    return Anatomy(
+        (),
+        grid,
+        whole_cells,
+        prefix,
+        readout,
+        features=features,
+        undroppable=undroppable,
+        remembers=remembers,
+        plan=plan,
+    )
 
 
 def _padded(tokens: Tensor, size: Grid, padding: int) -> Tensor:

@@ -77,6 +77,7 @@ class TimmConVit(Timm):
             features=f"blocks.{len(model.blocks) - 1}.norm1",
             reason=f"in {self.name(model)} only late blocks have a class token",
             undroppable=f"{self.name(model)} gives positions to attention, not to tokens",
+            remembers=True,  # its tables of relative positions
         )
 
 
