@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vit_explain import Explainer
 from vit_explain.inquiry import Subject
 from vit_explain.placed import from_keys, skipped, unmerged
-from vit_explain.types import Trace
+from vit_explain.types import Layer, Trace
 
 
 def looked(model: nn.Module, pixels: Tensor) -> Trace:
@@ -41,9 +41,18 @@ def misplaced(model: nn.Module, size: tuple[int, int], cell: tuple[int, int], ne
     before, after = looked(model, plain), looked(model, changed)
     return [
         layer.name
-        for number, layer in enumerate(after.layers)
+        for number, layer in enumerate(_before_places_are_lost(after.layers))
         if _distance(after, number, _change(before, after, number), cell) > near
     ]
+
+
+def _before_places_are_lost(layers: list[Layer]) -> list[Layer]:
+    """Up to the first block that nothing goes around: what leaves it has been anywhere (LeViT)."""
+    for number, layer in enumerate(layers):
+        skip = None if layer.place is None else layer.place.skip
+        if layer.place is not None and skip is not None and bool((skip == layer.place.leaving).all()):
+            return layers[: number + 1]
+    return layers
 
 
 def _change(before: Trace, after: Trace, number: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from geometry import misplaced
@@ -340,3 +341,48 @@ def test_inspection_says_what_was_found(named):
     found = inspect(Explainer(model, preprocessing=how))
     assert "rollout" in found.methods and "alti" in found.refused
     assert found.attention and found.classes == 4
+
+
+# Smallest of their kind, shortened where they can be.
+NAMED: dict[str, dict[str, Any]] = {
+    "cait_xxs24_224": {"depth": 2},
+    "convit_tiny": {"depth": 3, "local_up_to_layer": 2},
+    "levit_128s": {},
+    "levit_conv_128s": {},
+    "pit_ti_224": {},
+    "samvit_base_patch16_224": {
+        "depth": 3,
+        "embed_dim": 96,
+        "num_heads": 2,
+        "global_attn_indexes": (1,),
+        "window_size": 5,
+    },
+    "tnt_s_patch16_224": {"depth": 2},
+    "volo_d1_224": {},
+    "naflexvit_base_patch16_gap": {"embed_dim": 96, "num_heads": 2, "depth": 2},
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_other_kinds_of_attention(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, **NAMED[name]).eval()
+    explainer = Explainer(model)
+    size = explainer.preprocessing.size
+    h, w = explainer.family.anatomy(model, (3, *size)).grid
+    assert misplaced(model, size, (h // 3, w // 2), near=1) == []
+    pixels = torch.randn(2, 3, *size)
+    for method, target in (("rollout", None), ("gradient_rollout", 1), ("gae", 1), ("attention", None), ("gradcam", 1)):
+        maps = explainer.attribute(pixels, target, method)
+        assert maps.isfinite().all()
+        alone = explainer.attribute(pixels[1:], target, method)
+        torch.testing.assert_close(maps[1:], alone, rtol=1e-3, atol=1e-4 * float(maps.abs().max()))
+
+
+def test_models_whose_attention_is_not_known_get_the_other_methods():
+    explainer = Explainer(timm.create_model("xcit_nano_12_p16_224").eval())
+    pixels = torch.randn(1, 3, 224, 224)
+    with pytest.raises(ModelError, match="use a gradient, class activation map or perturbation method"):
+        explainer.explain(pixels)
+    assert explainer.explain(pixels, "gradcam", 1).relevance.shape == (1, 14, 14)
+    assert explainer.explain(pixels, "kernel_shap", 1, players=2, samples=8).relevance.shape == (1, 14, 14)

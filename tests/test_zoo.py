@@ -39,6 +39,9 @@ def test_every_name_is_captured_completely(name):
     model, size, layers, output = captured(name)
     family = family_of(model)
     anatomy = family.anatomy(model, (3, *size))
+    if anatomy.plan is not None:
+        assert len(match(layers, anatomy)[0]) == len([place for place in anatomy.plan.places if place is not None])
+        return
     blocks, pool = match(layers, anatomy)
     assert len(blocks) == len(model.blocks)
     assert (pool is not None) == anatomy.readout.attention

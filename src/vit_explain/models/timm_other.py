@@ -23,7 +23,10 @@ class TimmOther(Timm):
         return _from_timm(model) and bool(getattr(model, "feature_info", None)) and any(map(_attends, model.modules()))
 
     def refuses(self, model: nn.Module) -> str | None:
-        return f"timm's {type(model).__name__} is not supported: it has no attention" if _from_timm(model) else None
+        if not _from_timm(model):
+            return None
+        lacks = "where its features are is not known" if any(map(_attends, model.modules())) else "it has no attention"
+        return f"timm's {type(model).__name__} is not supported: {lacks}"
 
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         self.check_channels(model, shape[0])
@@ -39,6 +42,7 @@ class TimmOther(Timm):
             features=last["module"],
             reason=f"how attention of {name} lies on the picture is not known",
             undroppable=f"{name} is not known to go without some of its tokens",
+            remembers=True,  # for all that is known
         )
 
 

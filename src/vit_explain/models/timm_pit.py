@@ -84,4 +84,5 @@ class TimmLeViT(Timm):
             features=f"stages.{len(model.stages) - 1}",
             reason=f"{self.name(model)} merges patches on its way",
             undroppable=f"{self.name(model)} has a stem of convolutions",
+            remembers=True,  # biases of positions
         )
