@@ -29,6 +29,7 @@ from vit_explain import Explainer
 from vit_explain.capture import look, match
 from vit_explain.errors import VitExplainError
 from vit_explain.family import family_of
+from vit_explain.models.timm_other import attends
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from geometry import misplaced
@@ -77,12 +78,6 @@ class Found:
     numbers: str = ""  # "" not tried, "ok", or what failed
     parameters: float = 0.0
     signature: str = field(default="", repr=False)
-
-
-def attends(model: nn.Module) -> bool:
-    return any(
-        word in type(part).__name__.lower() for part in model.modules() for word in ("attention", "attn", "mhsa")
-    )
 
 
 def signature(model: nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,24 @@ from .types import Anatomy, Placement, Plan, Readout
 Grid = tuple[int, int]
 
 
-def numbered(grid: Grid, prefix: int = 0) -> Tensor:
-    """(h, w): the number of each patch token, row by row, after the prefix tokens."""
-    return prefix + torch.arange(grid[0] * grid[1]).view(grid)
+def numbered(grid: Grid) -> Tensor:
+    """(h, w): the number of each token, row by row."""
+    return torch.arange(grid[0] * grid[1]).view(grid)
+
+
+def halved(grid: Grid) -> Grid:
+    """How large a grid is of which every second row and column is left, the first ones included."""
+    return (grid[0] + 1) // 2, (grid[1] + 1) // 2
+
+
+def convolved(grid: Grid, convolution: Any) -> Grid:
+    """How large a grid is after this ``nn.Conv2d``."""
+    kernels, steps, paddings = convolution.kernel_size, convolution.stride, convolution.padding
+    h, w = (
+        (side + 2 * padding - kernel) // step + 1
+        for side, kernel, step, padding in zip(grid, kernels, steps, paddings, strict=True)
+    )
+    return h, w
 
 
 def blocks(tokens: Tensor, size: Grid, padding: int) -> Tensor:
@@ -56,17 +72,16 @@ def whole(tokens: int, merged: Tensor | None = None) -> Placement:
     return in_windows(torch.arange(tokens)[None], tokens, merged)
 
 
-def to_reduced(grid: Grid, reduced: Grid, prefix: int = 0, merged: Tensor | None = None) -> Placement:
+def to_reduced(grid: Grid, reduced: Grid, merged: Tensor | None = None) -> Placement:
     """All tokens ask, and means over the cells of a coarser grid answer."""
-    tokens = prefix + grid[0] * grid[1]
-    cells = prefix + reduced[0] * reduced[1]
-    pooled = coarser(grid, reduced, prefix)
+    tokens, cells = grid[0] * grid[1], reduced[0] * reduced[1]
+    pooled = coarser(grid, reduced)
     return Placement(torch.arange(tokens)[None], torch.arange(cells)[None], tokens, tokens, pooled, merged=merged)
 
 
-def from_class_token(tokens: int, merged: Tensor | None = None) -> Placement:
+def from_class_token(tokens: int) -> Placement:
     """Class attention: the first token alone asks, all answer."""
-    return Placement(torch.zeros(1, 1, dtype=torch.long), torch.arange(tokens)[None], tokens, tokens, merged=merged)
+    return Placement(torch.zeros(1, 1, dtype=torch.long), torch.arange(tokens)[None], tokens, tokens)
 
 
 def laid_out(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .errors import ModelError, reason
 from .image import Preprocessing
+from .types import Readout
 from .weights import load_weights, read_state
 
 try:
@@ -45,6 +46,10 @@ class Timm:
 
     def projection(self, model: Any, block: int) -> Tensor:
         raise ModelError(f"what becomes of values in the attention of {self.name(model)} is not known")
+
+    def readout(self, model: Any) -> Readout:
+        """The mean of the patches where the model pools by average, else the class token."""
+        return Readout(patches=True) if model.global_pool == "avg" else Readout(tokens=(0,))
 
     def built_for(self, model: Any) -> tuple[int, int] | None:
         """Pixels (height, width) that the model was built for; None where it takes others, or does not say."""

@@ -11,9 +11,9 @@ from timm.models.volo import VOLO, Outlooker, Transformer
 
 from ..errors import ModelError
 from ..family import register
-from ..layouts import from_class_token, laid_out
+from ..layouts import from_class_token, laid_out, whole
 from ..timm_common import Timm
-from ..types import Anatomy, Placement, Readout
+from ..types import Anatomy, Placement
 
 
 def among_patches(tokens: int) -> Placement:
@@ -43,7 +43,7 @@ class TimmCait(Timm):
             [*trunk, *read],
             grid,
             prefix=1,
-            readout=Readout(patches=True) if model.global_pool == "avg" else Readout(tokens=(0,)),
+            readout=self.readout(model),
             features=f"blocks_token_only.{len(read) - 1}.norm1",
             reason=f"in {self.name(model)} only late blocks have a class token",
             undroppable=f"{self.name(model)} has no class token while its patches attend",
@@ -64,16 +64,15 @@ class TimmConVit(Timm):
         grid = tuple(model.patch_embed.grid_size)
         tokens = 1 + grid[0] * grid[1]
         late = len(model.blocks) - model.local_up_to_layer
-        everything = torch.arange(tokens)[None]
         places = [among_patches(tokens)] * model.local_up_to_layer
-        places += [Placement(everything, everything, tokens, tokens)] * late
+        places += [whole(tokens)] * late
         return laid_out(
             (shape[1], shape[2]),
             grid,
             places,
             grid,
             prefix=1,
-            readout=Readout(patches=True) if model.global_pool == "avg" else Readout(tokens=(0,)),
+            readout=self.readout(model),
             features=f"blocks.{len(model.blocks) - 1}.norm1",
             reason=f"in {self.name(model)} only late blocks have a class token",
             undroppable=f"{self.name(model)} gives positions to attention, not to tokens",
@@ -110,7 +109,7 @@ class TimmVolo(Timm):
             places,
             grid,
             prefix=1,
-            readout=Readout(patches=True) if model.global_pool == "avg" else Readout(tokens=(0,)),
+            readout=self.readout(model),
             features=f"post_network.{len(model.post_network) - 1}.norm1",
             reason=f"in {self.name(model)} only late blocks have a class token",
             undroppable=f"{self.name(model)} has convolutions, which need every place",

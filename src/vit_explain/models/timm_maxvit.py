@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..family import register
-from ..layouts import Grid, blocks, coarser, in_windows, laid_out, numbered, strides, whole
+from ..layouts import Grid, blocks, coarser, halved, in_windows, laid_out, numbered, strides, whole
 from ..timm_common import Timm
 from ..types import Anatomy, Placement, Readout
 
@@ -30,7 +30,7 @@ class TimmMaxViT(Timm):
         places: list[Placement] = []
         first = None
         for stage in model.stages:
-            grid, finer = ((grid[0] - 1) // 2 + 1, (grid[1] - 1) // 2 + 1), grid
+            grid, finer = halved(grid), grid
             merged = None if first is None else coarser(finer, grid)
             for block in stage.blocks:
                 here = self._places(block, grid, merged)

@@ -8,7 +8,7 @@ import torch
 from timm.models.mvitv2 import MultiScaleVit
 
 from ..family import register
-from ..layouts import Grid, coarser, laid_out
+from ..layouts import Grid, coarser, convolved, laid_out
 from ..timm_common import Timm
 from ..types import Anatomy, Placement, Readout
 
@@ -23,11 +23,8 @@ class TimmMViT(Timm):
 
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         self.check_channels(model, shape[0])
-        embed, prefix = model.patch_embed.proj, model.num_prefix_tokens
-        first: Grid = tuple(
-            (side + 2 * pad - kernel) // step + 1
-            for side, pad, kernel, step in zip(shape[1:], embed.padding, embed.kernel_size, embed.stride, strict=True)
-        )  # type: ignore[assignment]
+        prefix = model.num_prefix_tokens
+        first = convolved((shape[1], shape[2]), model.patch_embed.proj)
         grid, places = first, []
         for stage in model.stages:
             for block in stage.blocks:
@@ -36,14 +33,13 @@ class TimmMViT(Timm):
                 places.append(_place(grid, keys, queries, prefix))
                 grid = queries
         by_token, last = model.global_pool == "token", len(model.stages) - 1
-        read = Readout(tokens=(0,)) if by_token else Readout(patches=True)
         return laid_out(
             (shape[1], shape[2]),
             first,
             places,
             grid,
             prefix=prefix,
-            readout=read,
+            readout=Readout(tokens=(0,)) if by_token else Readout(patches=True),
             features=f"stages.{last}.blocks.{len(model.stages[last].blocks) - 1}.norm1" if by_token else "norm",
             reason=f"{self.name(model)}'s tokens look at pooled tokens",
             undroppable=f"{self.name(model)} pools its tokens, and needs all of them",

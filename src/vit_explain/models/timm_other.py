@@ -20,12 +20,12 @@ class TimmOther(Timm):
     fallback = True
 
     def matches(self, model: nn.Module) -> bool:
-        return _from_timm(model) and bool(getattr(model, "feature_info", None)) and any(map(_attends, model.modules()))
+        return _from_timm(model) and bool(getattr(model, "feature_info", None)) and attends(model)
 
     def refuses(self, model: nn.Module) -> str | None:
         if not _from_timm(model):
             return None
-        lacks = "where its features are is not known" if any(map(_attends, model.modules())) else "it has no attention"
+        lacks = "where its features are is not known" if attends(model) else "it has no attention"
         return f"timm's {type(model).__name__} is not supported: {lacks}"
 
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
@@ -50,5 +50,7 @@ def _from_timm(model: nn.Module) -> bool:
     return type(model).__module__.startswith("timm.")
 
 
-def _attends(part: nn.Module) -> bool:
-    return any(word in type(part).__name__.lower() for word in ("attention", "attn", "mhsa"))
+def attends(model: nn.Module) -> bool:
+    """Whether a module of the model is called some kind of attention."""
+    names = (type(part).__name__.lower() for part in model.modules())
+    return any(word in name for name in names for word in ("attention", "attn", "mhsa"))

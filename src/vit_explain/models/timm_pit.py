@@ -10,7 +10,7 @@ from timm.models.pit import PoolingVisionTransformer
 from torch import nn
 
 from ..family import register
-from ..layouts import Grid, coarser, laid_out, whole
+from ..layouts import Grid, coarser, halved, laid_out, whole
 from ..timm_common import Timm
 from ..types import Anatomy, Placement, Readout
 
@@ -31,7 +31,7 @@ class TimmPiT(Timm):
         for stage in model.transformers:
             merged = None
             if stage.pool is not None:
-                grid, finer = ((grid[0] - 1) // 2 + 1, (grid[1] - 1) // 2 + 1), grid
+                grid, finer = halved(grid), grid
                 merged = coarser(finer, grid, prefix)
             for number in range(len(stage.blocks)):
                 places.append(whole(prefix + grid[0] * grid[1], None if number else merged))
@@ -67,7 +67,7 @@ class TimmLeViT(Timm):
         places = []
         for stage in model.stages:
             if not isinstance(stage.downsample, nn.Identity):
-                grid, finer = ((grid[0] - 1) // 2 + 1, (grid[1] - 1) // 2 + 1), grid
+                grid, finer = halved(grid), grid
                 stride *= 2
                 entering, leaving = finer[0] * finer[1], grid[0] * grid[1]
                 nowhere = torch.full((entering,), leaving)

@@ -9,7 +9,7 @@ from timm.models.twins import LocallyGroupedAttn, Twins
 from torch import Tensor, nn
 
 from ..family import register
-from ..layouts import Grid, blocks, coarser, in_windows, laid_out, numbered, to_reduced, whole
+from ..layouts import Grid, blocks, coarser, convolved, in_windows, laid_out, numbered, to_reduced, whole
 from ..timm_common import Timm
 from ..types import Anatomy, Placement, Readout
 
@@ -34,12 +34,12 @@ class TimmPVT(Timm):
 
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         self.check_channels(model, shape[0])
-        first = grid = _after((shape[1], shape[2]), model.patch_embed.proj)
+        first = grid = convolved((shape[1], shape[2]), model.patch_embed.proj)
         places: list[Placement] = []
         for stage in model.stages:
             merged = None
             if stage.downsample is not None:
-                grid, finer = _after(grid, stage.downsample.proj), grid
+                grid, finer = convolved(grid, stage.downsample.proj), grid
                 merged = coarser(finer, grid)
             for block in stage.blocks:
                 attention = block.attn
@@ -104,10 +104,3 @@ class TimmTwins(Timm):
             reason=f"{self.name(model)}'s attention is in windows or to means of tokens",
             undroppable=f"{self.name(model)} has convolutions, which need every place",
         )
-
-
-def _after(grid: Grid, convolution: Any) -> Grid:
-    """How large a grid is after this convolution."""
-    kernel, stride, padding = convolution.kernel_size[0], convolution.stride[0], convolution.padding[0]
-    h, w = ((side + 2 * padding - kernel) // stride + 1 for side in grid)
-    return h, w

@@ -11,7 +11,7 @@ from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
 from torch import nn
 
 from ..family import register
-from ..layouts import Grid, blocks, coarser, in_windows, laid_out, numbered
+from ..layouts import Grid, blocks, coarser, halved, in_windows, laid_out, numbered
 from ..timm_common import Timm
 from ..types import Anatomy, Placement, Readout
 
@@ -35,7 +35,7 @@ class TimmSwin(Timm):
         for stage in stages:
             merged = None
             if not isinstance(stage.downsample, nn.Identity):
-                grid, finer = ((grid[0] + 1) // 2, (grid[1] + 1) // 2), grid
+                grid, finer = halved(grid), grid
                 merged = coarser((2 * grid[0], 2 * grid[1]), grid)  # an odd grid is padded before it merges
                 merged = merged.view(2 * grid[0], 2 * grid[1])[: finer[0], : finer[1]].flatten()
             for block in stage.blocks:

@@ -9,7 +9,7 @@ from timm.models.tnt import TNT
 from ..family import register
 from ..layouts import laid_out, whole
 from ..timm_common import Timm
-from ..types import Anatomy, Readout
+from ..types import Anatomy
 
 
 @register
@@ -31,7 +31,7 @@ class TimmTNT(Timm):
             places,
             grid,
             prefix=1,
-            readout=Readout(patches=True) if model.global_pool == "avg" else Readout(tokens=(0,)),
+            readout=self.readout(model),
             features=f"blocks.{len(model.blocks) - 1}.norm_out",
             reason=f"{self.name(model)} also has attention inside patches",
             undroppable=f"{self.name(model)} has tokens inside its patches too",
