@@ -10,9 +10,9 @@ in it, which a part that all of them have in common cannot change; chance is 25 
 right in more than half of the cases. How much of a map lies in the right quarter is no criterion: it says how
 concentrated a map is (AG-CAM always lights the right quarter most, with 35 % of its mass).
 
-Methods that do not get there are at chance, 17 to 21 %, while all others are at 54 % or more. They are in
-``AT_CHANCE``, each with what about it is the reason, and must fail: one that passes fails its test. That they compute
-what their papers say is proven elsewhere. On mosaics of photos (``benchmarks/mosaics.py``, 12 of them) Grad-SAM is
+Methods that do not get there are at chance, 17 to 21 %, while all others are at 54 % or more. They say of themselves
+that they are hardly class-specific, and why, and must fail: one that passes fails its test. That they compute what
+their papers say is proven elsewhere. On mosaics of photos (``benchmarks/mosaics.py``, 12 of them) Grad-SAM is
 above chance, at 56 %, and the other four are at 27 to 38 %.
 """
 
@@ -54,14 +54,6 @@ FEWER: dict[str, dict[str, Any]] = {
     "vargrad": {"samples": 4},
 }
 DEAR = 10  # passes a map; methods that take more here are slow tests
-AT_CHANCE = {
-    "attn_gradcam": "one weight a head, its mean gradient over all patches, for the last attention alone: little of "
-    "the class's place is left",
-    "gmar": "the gradient only weighs heads, and attention itself is the same for all classes",
-    "grad_sam": "sums over every query of every layer, most of which never reach what the head reads",
-    "partial_lrp": "relevance of positive contributions depends little on the class (Gu, Yang and Tresp, ACCV 2018)",
-    "xgradcam": "divides by the sum of a feature map, which for tokens of both signs may be next to nothing",
-}
 BY_NAME = {method.name: method for method in list_methods()}
 
 
@@ -73,16 +65,16 @@ def passes(name: str) -> float:
 
 
 def class_specific() -> list[Any]:
-    """Every registered method that knows classes; those in ``AT_CHANCE`` must fail."""
+    """Every registered method that takes a class; those that hardly tell classes apart must fail."""
     return [
         pytest.param(
             name,
             marks=[
-                *([pytest.mark.xfail(reason=AT_CHANCE[name], raises=AssertionError)] if name in AT_CHANCE else []),
+                *([pytest.mark.xfail(reason=hardly, raises=AssertionError)] if hardly else []),
                 *([pytest.mark.slow] if passes(name) > DEAR else []),
             ],
         )
-        for name, method in BY_NAME.items()
+        for name, method, hardly in ((name, one, one.hardly_class_specific) for name, one in BY_NAME.items())
         if method.class_specific
     ]
 

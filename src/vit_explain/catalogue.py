@@ -29,6 +29,8 @@ def default_of(value: Any) -> str:
 def details(method: Method) -> list[tuple[str, str]]:
     """(heading, text) of all that is to be said of a method beside its name and summary."""
     answers = "a class" if method.class_specific else "no class in particular"
+    if method.hardly_class_specific:
+        answers += f", but hardly tells classes apart: {method.hardly_class_specific}"
     lines = [
         ("Family", method.family),
         ("Means", method.means),
@@ -56,6 +58,7 @@ def as_dict(method: Method) -> dict[str, Any]:
         "backwards": method.backwards,
         "beyond_passes": method.beyond_passes,
         "class_specific": method.class_specific,
+        "hardly_class_specific": method.hardly_class_specific,
         "signed": method.signed,
         "needs": sorted(method.needs),
         "options": {
@@ -73,7 +76,8 @@ def page(methods: Sequence[Method]) -> str:
         "<!-- `make docs` writes this page from the registry: change the methods, not this file. -->",
         f"{len(methods)} methods, one signature: `explainer.explain(photo, method, target, **options)`, "
         "`vit-explain explain photo.jpg --method NAME`, or many at once with `vit-explain compare`.",
-        "Class: whether the map depends on the class that is asked about. Signed: whether it tells for from against. "
+        "Class: whether the map depends on the class that is asked about; hardly, where the maps of four classes of "
+        "a mosaic could not be told apart. Signed: whether it tells for from against. "
         "Passes: forwards (F) and backwards (B) a photo takes with the default options. Needs: what is kept of a look, "
         "with the default options; see [below](#what-methods-need).",
         "\n".join(_table(families)),
@@ -95,7 +99,7 @@ def _table(families: Sequence[tuple[str, Sequence[Method]]]) -> Iterable[str]:
             facts = (
                 family if number == 0 else "",
                 f"[{method.name}](#{method.name})",
-                "yes" if method.class_specific else "no",
+                method.about_class,
                 "yes" if method.signed else "no",
                 passes(method),
                 _needs(method),
@@ -109,6 +113,8 @@ def _section(method: Method) -> Iterable[str]:
     yield method.summary
     yield f"**What it means.** {method.means}"
     yield f"**What it does not mean.** {method.does_not_mean}"
+    if method.hardly_class_specific:
+        yield f"**It hardly tells classes apart:** {method.hardly_class_specific}."
     yield from (" ".join(paragraph.split()) for paragraph in rest if paragraph.strip())
     if method.beyond_passes:
         yield f"Takes longer than its passes: {method.beyond_passes}."

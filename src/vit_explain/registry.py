@@ -32,6 +32,7 @@ class Method:
     forwards: int
     backwards: int
     class_specific: bool
+    hardly_class_specific: str
     signed: bool
     needs: frozenset[str]
     options: dict[str, Option]
@@ -40,6 +41,11 @@ class Method:
     needs_also: Callable[..., Iterable[str]]
     beyond_passes: str
     any_layout: bool
+
+    @property
+    def about_class(self) -> str:
+        """Whether its maps are about the class that is asked for: yes, hardly, or no."""
+        return "no" if not self.class_specific else "hardly" if self.hardly_class_specific else "yes"
 
     @property
     def fast(self) -> bool:
@@ -100,6 +106,7 @@ def method(
     forwards: int = 1,
     backwards: int = 0,
     class_specific: bool,
+    hardly_class_specific: str = "",
     signed: bool = False,
     read_rows_suffice: Callable[..., bool] = lambda **_: False,
     within: Callable[..., AbstractContextManager[Any]] | None = None,
@@ -110,12 +117,13 @@ def method(
     """Register the decorated function under its own name; the first line of its docstring is the summary.
 
     ``family``: one of ``FAMILIES``. ``means``, ``does_not_mean``: in a sentence or two each, what a reader may take the
-    map for, and what not. ``read_rows_suffice``: from the options, whether of the last block's queries only those that
-    the head reads matter; where they are single tokens, the others are then not kept. ``within``: from the options,
-    what the look happens in, for methods that change how gradients flow. ``needs_also``: from the options, what is
-    needed on top. ``beyond_passes``: what takes much time besides the passes, where a method's definition asks for it.
-    ``any_layout``: whether it understands attention that is windowed or pooled (``Layer.place``), for methods that need
-    attention.
+    map for, and what not. ``hardly_class_specific``: why its maps do not tell the classes of a mosaic apart although it
+    takes a class, for methods that were found not to. ``read_rows_suffice``: from the options, whether of the last
+    block's queries only those that the head reads matter; where they are single tokens, the others are then not kept.
+    ``within``: from the options, what the look happens in, for methods that change how gradients flow. ``needs_also``:
+    from the options, what is needed on top. ``beyond_passes``: what takes much time besides the passes, where a
+    method's definition asks for it. ``any_layout``: whether it understands attention that is windowed or pooled
+    (``Layer.place``), for methods that need attention.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -144,6 +152,7 @@ def method(
             forwards,
             backwards,
             class_specific,
+            hardly_class_specific,
             signed,
             frozenset(needs),
             options,

@@ -48,10 +48,13 @@ def methods(
     for family, members in by_family(found):
         console.print(family)
         for method in members:
-            known, signed = ("yes" if fact else "-" for fact in (method.class_specific, method.signed))
-            facts = f"{known:<7}{signed:<8}{passes(method):<10}"
+            about, signed = method.about_class.replace("no", "-"), "yes" if method.signed else "-"
+            facts = f"{about:<7}{signed:<8}{passes(method):<10}"
             console.print(hanging(console, f"  {method.name:{width}}  {facts}{method.summary}", width + 29))
-    console.print("\nPasses: forwards and backwards a photo. `vit-explain methods NAME` says what a map means.")
+    console.print(
+        "\nClass: whether the map is about the class asked for; hardly: where maps of classes are much alike."
+    )
+    console.print("Passes: forwards and backwards a photo. `vit-explain methods NAME` says what a map means.")
     return 0
 
 

@@ -22,6 +22,8 @@ from ..types import Layer, Trace
     needs=READ_NEEDS,
     backwards=1,
     class_specific=True,
+    hardly_class_specific="one weight a head, its mean gradient over all patches, for the last attention alone: little "
+    "of the class's place is left",
     signed=True,
     read_rows_suffice=lambda **_: True,
 )

@@ -24,6 +24,7 @@ from ..types import Layer, Trace
     needs={"attention", "gradient"},
     backwards=1,
     class_specific=True,
+    hardly_class_specific="the gradient only weighs heads, and attention itself is the same for all classes",
     read_rows_suffice=lambda **_: True,
 )
 def gmar(trace: Trace, *, norm: Literal["l1", "l2"] = "l2") -> Tensor:

@@ -20,6 +20,7 @@ from ..types import Trace
     needs={"attention", "gradient"},
     backwards=1,
     class_specific=True,
+    hardly_class_specific="sums over every query of every layer, most of which never reach what the head reads",
     read_rows_suffice=lambda **_: True,
 )
 def grad_sam(trace: Trace) -> Tensor:

@@ -21,6 +21,8 @@ from ..types import Layer, Trace
     forwards=2,
     backwards=1,
     class_specific=True,
+    hardly_class_specific="relevance of positive contributions depends little on the class (Gu, Yang and Tresp, ACCV "
+    "2018)",
 )
 def partial_lrp(trace: Trace, *, legacy: bool = False) -> Tensor:
     """Positive relevance of the last layer's attention: which patches the deciding row drew the class from.

@@ -22,6 +22,7 @@ from ..types import Layer, Trace
     "formulas could not be checked against the paper or its code, so the authors' maps may differ.",
     needs={"attention", "tokens", "attended", "gradient"},
     backwards=1,
+    beyond_passes="what each head would write of every token, and how it lies to the token, in every block",
     class_specific=True,
     read_rows_suffice=lambda **_: True,
 )

@@ -19,6 +19,7 @@ from ..types import Attribution, Trace
     needs={"features", "gradient"},
     backwards=1,
     class_specific=True,
+    hardly_class_specific="divides by the sum of a feature map, which for tokens of both signs may be next to nothing",
 )
 def xgradcam(trace: Trace) -> Attribution:
     """Grad-CAM with gradients averaged by how active each patch is, so that the map adds up to features × gradient.
