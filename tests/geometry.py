@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vit_explain import Explainer
 from vit_explain.inquiry import Subject
-from vit_explain.placed import from_keys, skipped, unmerged
+from vit_explain.placed import descended, from_keys, unmerged
 from vit_explain.types import Layer, Trace
 
 
@@ -64,13 +64,8 @@ def _change(before: Trace, after: Trace, number: int) -> Tensor:
 
 def _distance(trace: Trace, number: int, change: Tensor, cell: tuple[int, int]) -> int:
     """Cells between ``cell`` and the one that changed most."""
-    plan, layer, coarse = trace.anatomy.plan, trace.layers[number], trace.anatomy.grid
-    if plan is None:
-        grid, row = coarse, change[:, trace.anatomy.prefix :]
-    else:
-        row = unmerged(layer, from_keys(layer, change))
-        for below in reversed(trace.layers[:number]):
-            row = unmerged(below, skipped(below, row))
-        grid, row = plan.grid, row[:, plan.prefix :]
-    place = int(F.adaptive_avg_pool2d(row.view(1, 1, *grid), coarse).argmax())
+    layer, coarse, row = trace.layers[number], trace.anatomy.grid, change
+    if trace.anatomy.plan is not None:
+        row = descended(trace.layers[:number], unmerged(layer, from_keys(layer, change)))
+    place = int(F.adaptive_avg_pool2d(trace.patches(row), coarse).argmax())
     return max(abs(place // coarse[1] - cell[0]), abs(place % coarse[1] - cell[1]))

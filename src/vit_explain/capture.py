@@ -343,7 +343,7 @@ def _match_plan(layers: list[Layer], plan: Plan) -> list[Layer]:
         )
     placed = [(layer, place) for layer, place in zip(layers, plan.places, strict=True) if place is not None]
     for number, (layer, place) in enumerate(placed):
-        layer.name, layer.place = f"attention {number}", place
+        layer.name, layer.place = f"attention {number}", place.to(layer.device)
         layer.q, layer.k, layer.v = (
             None if one is None else by_window(one, place) for one in (layer.q, layer.k, layer.v)
         )
