@@ -12,7 +12,14 @@ import torch
 from geometry import misplaced
 from matrices import Full, accumulated, averaging, captured, positive, rolled_out, scattered, with_gradients
 from small_models import lively
+from timm.models.davit import DaVit
+from timm.models.efficientformer import EfficientFormer
+from timm.models.gcvit import GlobalContextVit
 from timm.models.hieradet_sam2 import HieraDet
+from timm.models.metaformer import Attention, LayerNorm2dNoBias, LayerNormNoBias, MetaFormer, SepConv
+from timm.models.nest import Nest
+from timm.models.tiny_vit import TinyVit
+from timm.models.xcit import Xcit
 from torch import Tensor, nn
 
 from vit_explain import Explainer, list_models
@@ -21,27 +28,39 @@ from vit_explain.family import family_of
 from vit_explain.layouts import merging, overlaps, whole
 from vit_explain.types import Layer
 
+CAFORMER: dict[str, Any] = {
+    "token_mixers": [SepConv, SepConv, Attention, Attention],
+    "norm_layers": [LayerNorm2dNoBias] * 2 + [LayerNormNoBias] * 2,
+}
 # Smallest of their kind, shortened where they can be.
-PLACED: dict[str, dict[str, Any]] = {
-    "xcit_nano_12_p16_224": {"depth": 2, "embed_dim": 64},
-    "xcit_nano_12_p8_224": {"depth": 1, "embed_dim": 32, "num_heads": 2},
-    "davit_tiny": {"depths": (1, 1, 1, 1), "embed_dims": (12, 24, 36, 48), "num_heads": (1, 2, 3, 4)},
-    "tiny_vit_5m_224": {"depths": (1, 1, 2, 1), "embed_dims": (16, 32, 48, 64), "num_heads": (1, 2, 3, 4)},
-    "gcvit_xxtiny": {"depths": (2, 2, 2, 2), "embed_dim": 16},
-    "fastvit_sa12": {"layers": (1, 1, 1, 2), "embed_dims": (16, 24, 32, 64)},
-    "fastvit_mci1": {"layers": (1, 1, 1, 2), "embed_dims": (16, 24, 32, 64)},
-    "caformer_s18": {"depths": (1, 1, 2, 2), "dims": (16, 32, 64, 96)},
-    "efficientformer_l1": {"depths": (1, 1, 1, 3), "embed_dims": (16, 24, 32, 48), "num_vit": 2},
-    "visformer_tiny": {"embed_dim": 48, "depth": (1, 2, 2), "num_heads": 2, "init_channels": 8},
-    "nextvit_small": {"depths": (1, 1, 5, 1)},
-    "nest_tiny_jx": {"depths": (1, 1, 2), "embed_dims": (24, 36, 48), "num_heads": (2, 3, 4)},
-    "mobilevit_xxs": {},
-    "sam2_hiera_tiny": {"stages": (1, 2, 2, 1), "embed_dim": 24, "num_classes": 4, "global_att_blocks": (3, 4)},
+PLACED: dict[str, Callable[[], nn.Module]] = {
+    "xcit, 16": lambda: timm.create_model("xcit_nano_12_p16_224", depth=2, embed_dim=64),
+    "xcit, 8": lambda: timm.create_model("xcit_nano_12_p8_224", depth=1, embed_dim=32, num_heads=2),
+    "davit": lambda: DaVit(depths=(1, 1, 1, 1), embed_dims=(12, 24, 36, 48), num_heads=(1, 2, 3, 4)),
+    "davit, channels first": lambda: DaVit(
+        depths=(1, 2), embed_dims=(12, 24), num_heads=(1, 2), attn_types=("channel", "spatial"), down_kernel_size=3
+    ),
+    "tiny vit": lambda: TinyVit(depths=(1, 1, 2, 1), embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4)),
+    "gcvit": lambda: GlobalContextVit(depths=(2, 2, 2, 2), embed_dim=16),
+    "fastvit": lambda: timm.create_model("fastvit_sa12", layers=(1, 1, 1, 2), embed_dims=(16, 32, 64, 128)),
+    "mobileclip": lambda: timm.create_model("fastvit_mci1", layers=(1, 1, 1, 2), embed_dims=(16, 32, 64, 128)),
+    "caformer": lambda: MetaFormer(depths=(1, 1, 2, 2), dims=(16, 32, 64, 96), **CAFORMER),
+    "efficientformer": lambda: EfficientFormer(depths=(1, 1, 1, 3), embed_dims=(16, 24, 32, 48), num_vit=2),
+    "visformer": lambda: timm.create_model(
+        "visformer_tiny", embed_dim=48, depth=(1, 2, 2), num_heads=2, init_channels=8
+    ),
+    "next-vit": lambda: timm.create_model("nextvit_small", depths=(1, 1, 5, 1)),
+    "nest": lambda: Nest(depths=(1, 1, 2), embed_dims=(24, 36, 48), num_heads=(2, 3, 4)),
+    "mobilevit": lambda: timm.create_model("mobilevit_xxs"),
+    "hiera of SAM 2": lambda: HieraDet(
+        stages=(1, 2, 2, 1), embed_dim=24, window_spec=(8, 4, 14, 7), global_att_blocks=(2, 4)
+    ),
 }
 REFUSED = {
     "edgenext_xx_small": "between channels",
     "efficientvit_b0": "linear",
     "coat_lite_tiny": "linear",
+    "coat_tiny": "linear",
     "swiftformer_xs": "weighs all tokens into one",
     "mobilevitv2_050": "weighs all tokens into one",
 }
@@ -50,7 +69,7 @@ REFUSED = {
 @pytest.fixture(params=PLACED)
 def placed(request: Any) -> tuple[nn.Module, tuple[int, int]]:
     torch.manual_seed(0)
-    model = timm.create_model(request.param, **PLACED[request.param]).eval()
+    model = PLACED[request.param]().eval()
     return model, Explainer(model).preprocessing.size
 
 
@@ -66,7 +85,7 @@ def test_maps_of_a_batch_are_those_of_single_images(placed):
     explainer, pixels = Explainer(model), torch.randn(2, 3, *size)
     for method, target in (("rollout", None), ("gradient_rollout", 1), ("gae", 1), ("attention", None), ("gradcam", 1)):
         maps = explainer.attribute(pixels, target, method)
-        assert maps.isfinite().all() and maps.std() > 0
+        assert maps.isfinite().all()
         alone = explainer.attribute(pixels[1:], target, method)
         torch.testing.assert_close(maps[1:], alone, rtol=1e-3, atol=1e-3 * float(maps.abs().max()))
 
@@ -155,15 +174,43 @@ def test_maps_are_products_of_explicit_matrices(name):
     np.testing.assert_allclose(found.ravel(), gained, rtol=1e-3, atol=1e-5 * gained.max())
 
 
+@pytest.mark.parametrize("fused", (False, True))
+def test_attention_between_channels_is_not_taken_for_that_between_tokens(fused):
+    """XCiT with as many channels a head as it has tokens; only its class attention counts."""
+    torch.manual_seed(0)
+    model: Any = lively(Xcit(img_size=(64, 96), embed_dim=50, depth=2, num_heads=2, num_classes=4))
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+    pixels = torch.randn(1, 3, 64, 96)
+    layers = captured(model, pixels)
+    assert [layer.shape for layer in layers] == [(1, 2, 1, 25)] * 2
+    row = np.eye(1, 25)[0]
+    for layer in reversed(layers):
+        row[1:] += row[0] / 2 * layer.attention()[0].mean((0, 1))[1:].numpy()
+        row[0] *= (1 + float(layer.attention()[0].mean((0, 1))[0])) / 2
+    found = Explainer(model).explain(pixels, "rollout").relevance
+    np.testing.assert_allclose(found.ravel(), row[1:], rtol=1e-5)
+    with pytest.raises(ModelError, match=r"attention between channels, which attention methods do not see"):
+        Explainer(model).explain(pixels, "alti")
+
+
+def test_xcit_that_reads_patches_has_no_attention_to_read():
+    model = lively(Xcit(img_size=(64, 96), embed_dim=32, depth=2, num_heads=2, num_classes=4, global_pool="avg"))
+    with pytest.raises(ModelError, match="has no attention between tokens to read"):
+        Explainer(model).explain(torch.randn(1, 3, 64, 96), "rollout")
+    assert Explainer(model).explain(torch.randn(1, 3, 64, 96), "gradcam", 1).relevance.shape == (1, 4, 6)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_attention_without_a_matrix_is_refused_by_name_and_the_others_go_on(name):
     explainer = Explainer(timm.create_model(name).eval())
-    pixels = torch.randn(1, 3, 96, 96) if "coat" not in name else torch.randn(1, 3, 224, 224)
+    pixels = torch.randn(1, 3, *explainer.preprocessing.size)
     for method, target in (("rollout", None), ("gae", 1), ("attention", None)):
         with pytest.raises(ModelError, match=f"{name} .*{REFUSED[name]}.*use a gradient, class activation map"):
             explainer.explain(pixels, method, target)
     for method in ("saliency", "gradcam"):
-        assert np.isfinite(explainer.explain(pixels, method, 1).relevance).all()
+        found = explainer.explain(pixels, method, 1).relevance
+        assert np.isfinite(found).all() and found.std() > 0
 
 
 def test_mobilevit_refuses_grids_that_its_patches_do_not_divide():
@@ -171,7 +218,7 @@ def test_mobilevit_refuses_grids_that_its_patches_do_not_divide():
     pixels = torch.randn(1, 3, 72, 72)
     with pytest.raises(ModelError, match="resizes its 9x9 grid"):
         explainer.explain(pixels, "rollout")
-    assert explainer.explain(pixels, "saliency", 1).relevance.shape == (1, 72, 72)
+    assert explainer.explain(pixels, "saliency", 1).relevance.shape == (1, 3, 3)
 
 
 def test_sizes_that_attention_was_not_built_for_are_refused_in_one_line():

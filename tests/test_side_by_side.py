@@ -60,7 +60,7 @@ def crossvit(layers: list[Layer]) -> list[Full]:
     own = numbers[None, :fine], numbers[None, fine:]
     crossed = torch.cat([own[0][:, :1], own[1][:, 1:]], 1), torch.cat([own[1][:, :1], own[0][:, 1:]], 1)
     assert crossed[0].shape[1] == coarse and crossed[1].shape[1] == fine
-    block = [(own[0], own[0]), (own[0], own[0]), (own[1], own[1])]
+    block = [(own[0], own[0]), (own[1], own[1]), (own[1], own[1])]
     block += [(own[0][:, :1], crossed[0]), (own[1][:, :1], crossed[1])]
     return [
         (scattered(layer.attention(), queries, keys, tokens, tokens), torch.eye(tokens), None)
@@ -86,7 +86,7 @@ MODELS: dict[str, Any] = {
     "crossvit": (
         lambda: CrossVit(
             img_size=(48, 72), img_scale=(1.0, 2 / 3), patch_size=(8, 8), embed_dim=(16, 24), num_heads=(2, 3),
-            depth=((2, 1, 0), (2, 1, 0)), mlp_ratio=(2, 2, 1), num_classes=4,
+            depth=((1, 2, 0), (1, 2, 0)), mlp_ratio=(2, 2, 1), num_classes=4,
         ),
         crossvit, [0, 55], on_the_grid,
     ),
@@ -177,7 +177,7 @@ def test_differences_of_two_softmaxes_are_refused_and_the_other_methods_go_on(ki
         with pytest.raises(ModelError, match=r"the difference of two softmaxes.*use a gradient, class activation map"):
             explainer.explain(pixels, method, target)
     assert explainer.explain(pixels, "gradcam", 1).relevance.shape == (1, *GRID)
-    assert explainer.explain(pixels, "saliency", 1).relevance.shape == (1, *SIDE)
+    assert explainer.explain(pixels, "saliency", 1).relevance.shape == (1, *GRID)
 
 
 def test_names():

@@ -17,7 +17,7 @@ try:
     import timm
     from timm.data.config import resolve_data_config
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
-    from timm.layers import DiffAttention
+    from timm.layers.diff_attention import DiffAttention
     from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelThingsBlock
 except (ImportError, RuntimeError) as error:
     # A CPU-only torch beside a registry torchvision dies with "operator torchvision::nms does not exist".
@@ -60,8 +60,9 @@ class Timm:
 
     def averaged(self, model: Any) -> Readout:
         """The mean of the patches; ``ModelError`` where the model pools in another way."""
-        pool = getattr(getattr(model, "head", None), "global_pool", None)
-        pool = model.global_pool if pool is None else pool
+        head = getattr(model, "head", None)
+        places = ((head, "global_pool"), (head, "pool_type"), (model, "global_pool"))
+        pool = next(getattr(where, name) for where, name in places if hasattr(where, name))
         kind = getattr(pool, "pool_type", pool)
         if kind != "avg":
             raise ModelError(

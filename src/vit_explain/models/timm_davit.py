@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models.davit import DaVit, SpatialBlock
+from timm.models.davit import DaVit
 from torch import nn
 
 from ..family import register
@@ -31,11 +31,8 @@ class TimmDaViT(Timm):
             if not isinstance(stage.downsample, nn.Identity):
                 grid = halved(grid)
             for block in (part for pair in stage.blocks for part in pair):
-                tokens = grid[0] * grid[1]
-                spatial = isinstance(block, SpatialBlock)
-                places.append(
-                    in_windows(blocks(numbered(grid), block.window_size, tokens), tokens) if spatial else None
-                )
+                tokens, size = grid[0] * grid[1], getattr(block, "window_size", None)
+                places.append(None if size is None else in_windows(blocks(numbered(grid), size, tokens), tokens))
                 grids.append(grid)
         return laid_out(
             (shape[1], shape[2]),

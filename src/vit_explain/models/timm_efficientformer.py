@@ -28,7 +28,7 @@ class TimmEfficientFormer(Timm):
         for stage in model.stages:
             if not isinstance(stage.downsample, nn.Identity):
                 grid = convolved(grid, stage.downsample.conv)
-        attending = [part for part in model.modules() if isinstance(part, MetaBlock1d)]
+        attending: list[Any] = [part for part in model.modules() if isinstance(part, MetaBlock1d)]
         tokens = grid[0] * grid[1]
         built = len(attending[-1].token_mixer.attention_bias_idxs) if attending else tokens
         if built != tokens:

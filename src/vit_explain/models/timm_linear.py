@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from timm.models.byobnet import ByobNet
@@ -45,4 +46,11 @@ class TimmLinear(Timm):
 
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         why = next(why for kind, why in WHY.items() if isinstance(model, kind))
-        return self.unplaced(model, shape, why.format(self.name(model)))
+        anatomy = self.unplaced(model, shape, why.format(self.name(model)))
+        if not isinstance(model, CoaT):
+            return anatomy
+        # Its blocks are called one by one, on tokens with a class token before them.
+        last = f"serial_blocks4.{len(model.serial_blocks4) - 1}.norm1"
+        if model.parallel_blocks is not None:
+            last = f"parallel_blocks.{len(model.parallel_blocks) - 1}.norm14"
+        return dataclasses.replace(anatomy, prefix=1, features=last)

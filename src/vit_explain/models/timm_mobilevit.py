@@ -36,13 +36,14 @@ class TimmMobileViT(Timm):
             if not isinstance(block, MobileVitBlock):
                 grid = _after(block, grid)
                 continue
-            patch = block.patch_size
+            attending: Any = block
+            patch = attending.patch_size
             if grid[0] % patch[0] or grid[1] % patch[1]:
                 return self.unplaced(
                     model, shape, f"{name} resizes its {grid[0]}x{grid[1]} grid to attend on one that patches divide"
                 )
             windows = strides(numbered(grid), (grid[0] // patch[0], grid[1] // patch[1]))
-            here = [in_windows(windows, grid[0] * grid[1])] * len(block.transformer)
+            here = [in_windows(windows, grid[0] * grid[1])] * len(attending.transformer)
             places += here
             grids += [grid] * len(here)
         return laid_out(
