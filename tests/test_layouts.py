@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from vit_explain import Explainer
 from vit_explain.capture import look, match
-from vit_explain.errors import ModelError
+from vit_explain.errors import ModelError, OptionError
 from vit_explain.image import Preprocessing
 from vit_explain.inspection import inspect
 from vit_explain.registry import METHODS
@@ -271,6 +271,12 @@ def test_every_method_explains_or_says_why_not(named, method, pixels):
     alone = explainer.explain(pixels[1:], method, target, **options).relevance[0]
     scale = np.abs(explained.relevance).max()
     np.testing.assert_allclose(alone, explained.relevance[1], rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize(("method", "target"), [("rollout", None), ("gradient_rollout", 1)])
+def test_the_original_scripts_way_is_refused(named, pixels, method, target):
+    with pytest.raises(OptionError, match="which legacy, the original script's way, is not defined for"):
+        Explainer(named[1]).explain(pixels, method, target, legacy=True)
 
 
 def test_looking_changes_no_output(named, pixels):

@@ -172,6 +172,8 @@ def legacy_roll_out(
     ``keep_first``: whether the very first entry is spared by discarding (attention rollout spares it, gradient
     rollout does not). Clamping at zero changes nothing for attention, which is never negative.
     """
+    if trace.anatomy.plan is not None:
+        raise OptionError(f"{trace.anatomy.plan.reason}, which legacy, the original script's way, is not defined for")
     if not trace.anatomy.prefix:
         raise OptionError(
             "legacy reads the class token's row, as the original script did; this model has no class token"
