@@ -24,6 +24,18 @@ def looked(model: nn.Module, pixels: Tensor) -> Trace:
     return trace
 
 
+def stilled(model: nn.Module) -> nn.Module:
+    """The model, changed so that tokens stay where they are: attention adds nothing, and what convolutions of single
+    channels put out is what they get. For deep models whose random weights carry a change away from its place."""
+    for part in model.modules():
+        attends = "attention" in type(part).__name__.lower()
+        if attends and isinstance(projection := getattr(part, "proj", None), nn.Linear):
+            nn.init.zeros_(projection.weight)
+        if isinstance(part, nn.Conv2d) and part.groups == part.in_channels == part.out_channels:
+            nn.init.dirac_(part.weight, part.groups)
+    return model
+
+
 def misplaced(model: nn.Module, size: tuple[int, int], cell: tuple[int, int], near: int = 0) -> list[str]:
     """The names of attention calls whose values change most elsewhere than where the picture was changed.
 
