@@ -25,14 +25,19 @@ def looked(model: nn.Module, pixels: Tensor) -> Trace:
 
 
 def stilled(model: nn.Module) -> nn.Module:
-    """The model, changed so that tokens stay where they are: attention adds nothing, and what convolutions of single
-    channels put out is what they get. For deep models whose random weights carry a change away from its place."""
+    """The model, changed so that tokens stay where they are: attention adds nothing, convolutions see the middle of
+    their window alone, and those of single channels put out what they get. For deep models whose random weights carry a
+    change away from its place."""
     for part in model.modules():
         attends = "attention" in type(part).__name__.lower()
         if attends and isinstance(projection := getattr(part, "proj", None), nn.Linear):
             nn.init.zeros_(projection.weight)
-        if isinstance(part, nn.Conv2d) and part.groups == part.in_channels == part.out_channels:
-            nn.init.dirac_(part.weight, part.groups)
+        if isinstance(part, nn.Conv2d) and all(side % 2 for side in part.kernel_size):
+            middle = torch.zeros(part.kernel_size)
+            middle[part.kernel_size[0] // 2, part.kernel_size[1] // 2] = 1
+            part.weight.data *= middle
+            if part.groups == part.in_channels == part.out_channels:
+                nn.init.dirac_(part.weight, part.groups)
     return model
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from geometry import misplaced
+from geometry import misplaced, stilled
 from matrices import Full, accumulated, averaging, captured, positive, rolled_out, scattered, with_gradients
 from small_models import lively
 from timm.models.davit import DaVit
@@ -78,6 +78,9 @@ def test_values_change_where_the_picture_does(placed):
     h, w = Explainer(model).family.anatomy(model, (3, *size)).grid
     for cell in ((h // 3, w // 2), (h - 2, 1)):
         assert misplaced(model, size, cell, near=1) == []
+    stilled(model)
+    for cell in ((h // 3, w // 2), (h - 2, 1), (0, w - 1)):
+        assert misplaced(model, size, cell, near=int(isinstance(model, Nest))) == []  # its pools overlap
 
 
 def test_maps_of_a_batch_are_those_of_single_images(placed):
@@ -192,6 +195,17 @@ def test_attention_between_channels_is_not_taken_for_that_between_tokens(fused):
     np.testing.assert_allclose(found.ravel(), row[1:], rtol=1e-5)
     with pytest.raises(ModelError, match=r"attention between channels, which attention methods do not see"):
         Explainer(model).explain(pixels, "alti")
+
+
+@pytest.mark.parametrize("method", ("saliency", "input_x_gradient"))
+def test_gradients_behind_batch_normalisation_are_those_of_a_batch(method):
+    """One image's would be wrong by a half, were PyTorch left alone with it."""
+    torch.manual_seed(0)
+    explainer = Explainer(Xcit(img_size=(64, 96), embed_dim=32, depth=2, num_heads=2, num_classes=4).eval())
+    pixels = torch.randn(2, 3, 64, 96)
+    maps = explainer.attribute(pixels, 1, method)
+    alone = explainer.attribute(pixels[1:], 1, method)
+    torch.testing.assert_close(alone, maps[1:], rtol=1e-3, atol=1e-4 * float(maps.abs().max()))
 
 
 def test_xcit_that_reads_patches_has_no_attention_to_read():

@@ -10,6 +10,8 @@ from ..family import register
 from ..timm_common import Timm
 from ..types import Anatomy
 
+# What classes of attention are called by.
+CALLED = ("attention", "attn", "mhsa", "shma", "shsa", "litemla")
 # Convolutional networks have these; they weigh channels by what the whole picture holds.
 CHANNELS = {"splitattn", "selectivekernelattn"}
 
@@ -48,4 +50,4 @@ def attends(model: nn.Module) -> bool:
 def kinds_of_attention(model: nn.Module) -> set[str]:
     """The class names of the model's modules that are called some kind of attention."""
     names = {type(part).__name__.lower() for part in model.modules()}
-    return {name for name in names if any(word in name for word in ("attention", "attn", "mhsa"))}
+    return {name for name in names if any(word in name for word in CALLED)}
