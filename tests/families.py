@@ -1,4 +1,5 @@
-"""Small models of libraries other than timm, one a family, for the tests that every family takes part in."""
+"""Small models of other libraries and of timm's encoders of language models, one a family, for the tests that every
+family takes part in."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from hub_models import Hub, LinearClassifier
-from small_models import CLASSES, SIZE, lively
+from small_models import CLASSES, SIZE, SMALL, lively
 from torch import Tensor, nn
 
 from vit_explain.prompts import Prompted
@@ -150,6 +151,16 @@ def timm_in_open_clip() -> nn.Module:
     return model
 
 
+def language(kind: str, **options: Any) -> Callable[[], nn.Module]:
+    """timm's classifier of the image encoder of a language model."""
+
+    def build() -> nn.Module:
+        models = pytest.importorskip("timm").models
+        return lively(getattr(getattr(models, f"{kind.lower()}_vit"), f"{kind}VitClassifier")(**SMALL, **options))
+
+    return build
+
+
 BEIT = {"use_relative_position_bias": True, "layer_scale_init_value": 0.5, "drop_path_rate": 0.0}
 FREE = {"image_size": SQUARE[0]}  # positions are interpolated to other sizes
 
@@ -199,6 +210,11 @@ FAMILIES: dict[str, Example] = {
     "timm in open_clip": Example(prompted(timm_in_open_clip, False)),
     "transformers CLIP with prompts": Example(prompted(lambda: pairs("CLIP"), True), SQUARE),
     "transformers SigLIP with prompts": Example(prompted(lambda: pairs("Siglip", "eager"), True), SQUARE, prefix=0),
+    "timm DeepSeek ViT": Example(language("Deepseek"), prefix=0),
+    "timm Qwen3 ViT": Example(language("Qwen3", pos_embed_grid_size=4), prefix=0),
+    "timm Gemma 4 ViT": Example(
+        language("Gemma4", head_dim=8, intermediate_size=48, position_embedding_size=64), prefix=0
+    ),
     "torch.hub DINO": Example(lambda: lively(Hub(tells=True, classes=CLASSES))),
     "torch.hub DINOv2": Example(lambda: lively(Hub(registers=2, chunked=True, scaled=True)), prefix=3),
     "torch.hub linear classifier": Example(lambda: lively(LinearClassifier(Hub(scaled=True), CLASSES))),

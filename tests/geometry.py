@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vit_explain import Explainer
 from vit_explain.inquiry import Subject
-from vit_explain.placed import from_keys, skipped, unmerged
+from vit_explain.placed import descended, from_keys, unmerged
 from vit_explain.types import Layer, Trace
 
 
@@ -22,6 +22,23 @@ def looked(model: nn.Module, pixels: Tensor) -> Trace:
         # "values" are asked for through a need that every layout has.
         trace, _ = Subject(model, family, anatomy).look(pixels, frozenset({"attention", "gradient"}))
     return trace
+
+
+def stilled(model: nn.Module) -> nn.Module:
+    """The model, changed so that tokens stay where they are: attention adds nothing, convolutions see the middle of
+    their window alone, and those of single channels put out what they get. For deep models whose random weights carry a
+    change away from its place."""
+    for part in model.modules():
+        attends = "attention" in type(part).__name__.lower()
+        if attends and isinstance(projection := getattr(part, "proj", None), nn.Linear):
+            nn.init.zeros_(projection.weight)
+        if isinstance(part, nn.Conv2d) and all(side % 2 for side in part.kernel_size):
+            middle = torch.zeros(part.kernel_size)
+            middle[part.kernel_size[0] // 2, part.kernel_size[1] // 2] = 1
+            part.weight.data *= middle
+            if part.groups == part.in_channels == part.out_channels:
+                nn.init.dirac_(part.weight, part.groups)
+    return model
 
 
 def misplaced(model: nn.Module, size: tuple[int, int], cell: tuple[int, int], near: int = 0) -> list[str]:
@@ -64,13 +81,8 @@ def _change(before: Trace, after: Trace, number: int) -> Tensor:
 
 def _distance(trace: Trace, number: int, change: Tensor, cell: tuple[int, int]) -> int:
     """Cells between ``cell`` and the one that changed most."""
-    plan, layer, coarse = trace.anatomy.plan, trace.layers[number], trace.anatomy.grid
-    if plan is None:
-        grid, row = coarse, change[:, trace.anatomy.prefix :]
-    else:
-        row = unmerged(layer, from_keys(layer, change))
-        for below in reversed(trace.layers[:number]):
-            row = unmerged(below, skipped(below, row))
-        grid, row = plan.grid, row[:, plan.prefix :]
-    place = int(F.adaptive_avg_pool2d(row.view(1, 1, *grid), coarse).argmax())
+    layer, coarse, row = trace.layers[number], trace.anatomy.grid, change
+    if trace.anatomy.plan is not None:
+        row = descended(trace.layers[:number], unmerged(layer, from_keys(layer, change)))
+    place = int(F.adaptive_avg_pool2d(trace.patches(row), coarse).argmax())
     return max(abs(place // coarse[1] - cell[0]), abs(place % coarse[1] - cell[1]))

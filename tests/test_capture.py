@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import warnings
+from typing import Any
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from small_models import SIZE, unfused_attention
-from torch import nn
+from torch import Tensor, nn
 
 from vit_explain import Explainer, types
 from vit_explain.capture import AttentionTap, look
@@ -196,12 +196,19 @@ def test_threads_do_not_see_each_other(vit, pixels):
     assert vit.training
 
 
-def test_two_attentions_a_block_are_counted_and_refused():
-    model = timm.create_model(
-        "vit_small_patch16_18x2_224", img_size=32, embed_dim=24, depth=2, num_heads=3, num_classes=2
-    ).eval()
-    with pytest.raises(CaptureError, match="4 attention calls were seen, but the model has 2 blocks"):
-        Explainer(model).explain(torch.randn(1, 3, 32, 32))
+class Twice(nn.Module):
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x: Tensor, **given: Any) -> Tensor:
+        return self.attention(x, **given) + self.attention(x.flip(1), **given)
+
+
+def test_two_attentions_a_block_are_counted_and_refused(vit, pixels):
+    vit.blocks[1].attn = Twice(vit.blocks[1].attn)
+    with pytest.raises(CaptureError, match="4 attention calls were seen, but the model has 3 blocks"):
+        Explainer(vit).explain(pixels)
 
 
 def test_gradient_checkpointing_is_refused_with_the_remedy(vit, pixels):

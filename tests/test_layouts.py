@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from geometry import misplaced
+from matrices import Full, accumulated, averaging, captured, positive, rolled_out, scattered, with_gradients
 from small_models import lively
 from timm.models import maxxvit as maxvit_code
 from timm.models import swin_transformer as swin_code
@@ -25,13 +25,12 @@ from timm.models.twins import Twins
 from torch import Tensor, nn
 
 from vit_explain import Explainer
-from vit_explain.errors import ModelError
+from vit_explain.capture import look, match
+from vit_explain.errors import ModelError, OptionError
 from vit_explain.image import Preprocessing
-from vit_explain.inquiry import Subject
 from vit_explain.inspection import inspect
 from vit_explain.registry import METHODS
-from vit_explain.targets import Target
-from vit_explain.types import Layer, Trace
+from vit_explain.types import Layer
 
 SIDE = (32, 48)
 SWIN: dict[str, Any] = {"img_size": SIDE, "patch_size": 4, "window_size": 2, "embed_dim": 12, "depths": (2, 2),
@@ -58,31 +57,6 @@ def awake(model: nn.Module) -> nn.Module:
         if isinstance(part, nn.LayerNorm):
             nn.init.ones_(part.weight)
     return model
-
-
-# (model, the full mean attention of each call and its residual, each (leaving, entering), the merge below it or None)
-Full = tuple[Tensor, Tensor, Tensor | None]
-
-
-def eye_images(grid: tuple[int, int]) -> Tensor:
-    """Every patch as an image that is one there: (N, 1, h, w)."""
-    return torch.eye(grid[0] * grid[1]).view(-1, 1, *grid)
-
-
-def averaging(grid: tuple[int, int], step: int) -> Tensor:
-    """(coarse, fine): means over squares, by average pooling."""
-    return F.avg_pool2d(eye_images(grid), step).flatten(1).T
-
-
-def scattered(attention: Tensor, queries: Tensor, keys: Tensor, leaving: int, entering: int) -> Tensor:
-    """(W, H, n, m) of one image and the token numbers of each window -> (leaving, entering), entry by entry."""
-    full = torch.zeros(leaving, entering)
-    for window, heads in enumerate(attention):
-        mean = heads.mean(0)
-        for i, query in enumerate(queries[window].tolist()):
-            for j, key in enumerate(keys[window].tolist()):
-                full[query, key] += mean[i, j]
-    return full
 
 
 def swin(model: Any, layers: list[Layer]) -> list[Full]:
@@ -213,15 +187,6 @@ def pixels() -> Tensor:
     return torch.randn(2, 3, *SIDE, generator=torch.Generator().manual_seed(3))
 
 
-def captured(model: nn.Module, pixels: Tensor) -> list[Layer]:
-    """The calls of one image, through the package; that attention is right is proven in ``test_capture``."""
-    family = Explainer(model).family
-    anatomy = family.anatomy(model, (3, *SIDE))
-    with torch.no_grad():
-        trace, _ = Subject(model, family, anatomy).look(pixels, frozenset({"attention"}))
-    return trace.layers
-
-
 @pytest.mark.parametrize("cell", ((0, 0), (1, 4), (3, 5)))
 @pytest.mark.parametrize("name", SMALL)
 def test_values_change_where_the_picture_does(name, cell):
@@ -239,11 +204,7 @@ def test_rollout_is_the_product_of_explicit_matrices(named, pixels):
         parts = SMALL[name][1](model, captured(model, pixels[image : image + 1]))
         last = len(parts[-1][0])
         row = np.eye(1, last)[0] if prefix else np.full(last, 1 / last)
-        for attention, residual, merge in reversed(parts):
-            matrix = (attention + residual).numpy().astype(np.float64)
-            row = row @ (matrix / matrix.sum(1, keepdims=True))
-            if merge is not None:
-                row = row @ merge.numpy()
+        row = rolled_out(parts, row)
         np.testing.assert_allclose(found[image].ravel(), row[prefix:], rtol=1e-4, atol=1e-7)
         assert found[image].sum() + row[:prefix].sum() == pytest.approx(1, rel=1e-5)
 
@@ -259,28 +220,35 @@ def test_gae_is_the_product_of_explicit_matrices(named, pixels):
     prefix = int(name == "mvit v2")
     last = len(parts[-1][0])
     kept = np.eye(1, last)[0] if prefix else np.full(last, 1 / last)
-    gained = np.zeros(last)
-    for attention, residual, merge in reversed(parts):
-        gained = gained @ residual.numpy() + (kept + gained) @ attention.numpy().astype(np.float64)
-        kept = kept @ residual.numpy()
-        if merge is not None:
-            gained, kept = gained @ merge.numpy(), kept @ merge.numpy()
+    gained = accumulated(parts, kept)
     assert found.any()
     np.testing.assert_allclose(found.ravel(), gained[prefix:], rtol=1e-3, atol=1e-5 * gained.max())
 
 
-def with_gradients(model: nn.Module, pixels: Tensor, target: int) -> Trace:
-    family = Explainer(model).family
-    subject = Subject(model, family, family.anatomy(model, (3, *SIDE)))
-    needs = frozenset({"attention", "gradient"})
-    trace, output = subject.look(pixels, needs)
-    return subject.about(trace, output, [Target("", target)], needs, keep_graph=False)
+def test_gae_that_begins_late_reaches_the_first_tokens_by_residuals_alone(named, pixels):
+    name, model = named
+    with torch.enable_grad():
+        layers = with_gradients(model, pixels[:1], 2).layers
+    start, prefix = len(layers) - 1, int(name == "mvit v2")
+    found = Explainer(model).explain(pixels[:1], "gae", 2, start_layer=start).relevance[0]
+    parts = SMALL[name][1](model, [positive(layer) for layer in layers])
+    parts = [
+        (attention if number == start else torch.zeros_like(attention), residual, merge)
+        for number, (attention, residual, merge) in enumerate(parts)
+    ]
+    last = len(parts[-1][0])
+    gained = accumulated(parts, np.eye(1, last)[0] if prefix else np.full(last, 1 / last))
+    np.testing.assert_allclose(found.ravel(), gained[prefix:], rtol=1e-3, atol=1e-5 * gained.max())
 
 
-def positive(layer: Layer) -> Layer:
-    """A call whose attention is ``max(A ⊙ ∂y/∂A, 0)``."""
-    values = (layer.attention() * layer.attention_gradient()).clamp(min=0)
-    return dataclasses.replace(layer, q=None, k=None, bias=None, probabilities=values)
+def test_places_are_where_the_tokens_are():
+    with torch.device("meta"), torch.no_grad():
+        model = SMALL["pvt v2"][0]().eval()
+        seen = look(model, torch.empty(1, 3, *SIDE), {"attention"})
+    layers, _ = match(seen.layers, Explainer(model).family.anatomy(model, (3, *SIDE)))
+    for layer in layers:
+        known = (layer.place.queries, layer.place.keys, layer.place.pooled, layer.place.merged)
+        assert {one.device.type for one in known if one is not None} == {"meta"}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -303,6 +271,12 @@ def test_every_method_explains_or_says_why_not(named, method, pixels):
     alone = explainer.explain(pixels[1:], method, target, **options).relevance[0]
     scale = np.abs(explained.relevance).max()
     np.testing.assert_allclose(alone, explained.relevance[1], rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize(("method", "target"), [("rollout", None), ("gradient_rollout", 1)])
+def test_the_original_scripts_way_is_refused(named, pixels, method, target):
+    with pytest.raises(OptionError, match="which legacy, the original script's way, is not defined for"):
+        Explainer(named[1]).explain(pixels, method, target, legacy=True)
 
 
 def test_looking_changes_no_output(named, pixels):
@@ -377,12 +351,3 @@ def test_other_kinds_of_attention(name):
         assert maps.isfinite().all()
         alone = explainer.attribute(pixels[1:], target, method)
         torch.testing.assert_close(maps[1:], alone, rtol=1e-3, atol=1e-4 * float(maps.abs().max()))
-
-
-def test_models_whose_attention_is_not_known_get_the_other_methods():
-    explainer = Explainer(timm.create_model("xcit_nano_12_p16_224").eval())
-    pixels = torch.randn(1, 3, 224, 224)
-    with pytest.raises(ModelError, match="use a gradient, class activation map or perturbation method"):
-        explainer.explain(pixels)
-    assert explainer.explain(pixels, "gradcam", 1).relevance.shape == (1, 14, 14)
-    assert explainer.explain(pixels, "kernel_shap", 1, players=2, samples=8).relevance.shape == (1, 14, 14)

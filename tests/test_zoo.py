@@ -10,9 +10,7 @@ import torch
 
 from vit_explain import list_models
 from vit_explain.capture import look, match
-from vit_explain.errors import CaptureError
 from vit_explain.family import family_of
-from vit_explain.models.timm_plain import TimmPlain
 from vit_explain.types import Layer
 
 
@@ -26,24 +24,18 @@ def captured(name: str) -> tuple[Any, tuple[int, int], list[Layer], Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for pattern in TimmPlain.exclude for name in timm.list_models(pattern)])
-def test_what_is_left_out_would_be_refused(name):
-    model, size, layers, _ = captured(name)
-    with pytest.raises(CaptureError, match="attention calls were seen"):
-        match(layers, family_of(model).anatomy(model, (3, *size)))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in list_models() if "/" not in name and name != "bundled"])
 def test_every_name_is_captured_completely(name):
     model, size, layers, output = captured(name)
     family = family_of(model)
     anatomy = family.anatomy(model, (3, *size))
+    if anatomy.plan is not None and not anatomy.plan.places:
+        return  # no method reads its attention
     if anatomy.plan is not None:
         assert len(match(layers, anatomy)[0]) == len([place for place in anatomy.plan.places if place is not None])
         return
     blocks, pool = match(layers, anatomy)
-    assert len(blocks) == len(model.blocks)
+    assert len(blocks) == len(anatomy.blocks)
     assert (pool is not None) == anatomy.readout.attention
     assert anatomy.covers[0] <= size[0] and anatomy.covers[1] <= size[1]
     assert family.classes(model) in (0, family.logits(output).shape[1])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .capture import AttentionTap
 from .errors import OptionError, TargetError
-from .placed import from_keys, skipped, unmerged, windowed
+from .placed import by_block, from_keys, skipped, unmerged, windowed
 from .propagate import HeadFusion, Weights, fused_blocks, support
 from .types import ALL, Inquiry, Layer, Trace
 
@@ -67,9 +67,10 @@ def accumulate(layers: list[Layer], rows: Tensor, weights: Weights) -> Tensor:
     What the layers add to the rows; the rows themselves are left out, because beside them it would drown in rounding.
     """
     gained = torch.zeros_like(rows)
-    for layer in reversed(layers):
+    for calls in reversed(by_block(layers)):
+        layer = calls[0]
         if layer.place is not None:
-            rows, gained = _accumulate_placed(layer, rows, gained, weights)
+            rows, gained = _accumulate_placed(calls, rows, gained, weights)
             continue
         state = rows + gained
         for images, part, fused in fused_blocks(layer, support(state.any(1)), weights, "mean", whole=False):
@@ -77,12 +78,13 @@ def accumulate(layers: list[Layer], rows: Tensor, weights: Weights) -> Tensor:
     return gained
 
 
-def _accumulate_placed(layer: Layer, rows: Tensor, gained: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-    """The rows, and what they gained, below a block whose attention is windowed, pooled, or of some queries alone."""
-    below = []
+def _accumulate_placed(calls: list[Layer], rows: Tensor, gained: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+    """The rows, and what they gained, below a block whose attention is windowed, pooled, of some queries alone, or
+    several calls, whose mean counts."""
+    below, first = [], calls[0]
     for row, more in zip(rows.unbind(1), gained.unbind(1), strict=True):
-        given = attended(layer, row + more, weights)
-        below.append((unmerged(layer, skipped(layer, row)), unmerged(layer, skipped(layer, more) + given)))
+        given = torch.stack([attended(layer, row + more, weights) for layer in calls]).mean(0)
+        below.append((unmerged(first, skipped(first, row)), unmerged(first, skipped(first, more) + given)))
     kept, added = zip(*below, strict=True)
     return torch.stack(kept, 1), torch.stack(added, 1)
 

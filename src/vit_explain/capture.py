@@ -219,6 +219,8 @@ def look(
     gradient = "gradient" in needs or "graph" in needs
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
+        if gradient:
+            _mend_batch_norms(stack, model)
         if anatomy is not None:
             _watch_tokens(stack, model, seen, needs, anatomy, gradient)
         if "attention" in needs:
@@ -230,6 +232,20 @@ def look(
             _watch_biases(stack, model, pixels, seen, anatomy)
         seen.output = model(pixels)
     return seen
+
+
+def _mend_batch_norms(stack: ExitStack, model: nn.Module) -> None:
+    """PyTorch (seen in 2.15, on processors) gets the gradient of batch normalisation wrong where one image's comes back
+    with its channels last, as from code that makes tokens of a feature map."""
+
+    def mended(out: Tensor) -> Tensor:
+        if out.requires_grad:
+            out.register_hook(Tensor.contiguous)
+        return out
+
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            stack.enter_context(hooked(part, after=mended))
 
 
 def _watch_tokens(
@@ -343,7 +359,7 @@ def _match_plan(layers: list[Layer], plan: Plan) -> list[Layer]:
         )
     placed = [(layer, place) for layer, place in zip(layers, plan.places, strict=True) if place is not None]
     for number, (layer, place) in enumerate(placed):
-        layer.name, layer.place = f"attention {number}", place
+        layer.name, layer.place = f"attention {number}", place.to(layer.device)
         layer.q, layer.k, layer.v = (
             None if one is None else by_window(one, place) for one in (layer.q, layer.k, layer.v)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,6 +63,22 @@ def coarser(fine: Grid, coarse: Grid, prefix: int = 0) -> Tensor:
     return torch.cat([torch.arange(prefix), prefix + cells.flatten()])
 
 
+def overlaps(
+    parts: Grid, cells: Grid, begin: tuple[float, float] = (0.0, 0.0), extent: tuple[float, float] = (1.0, 1.0)
+) -> Tensor:
+    """(parts, cells): the share of each part's area that lies in each cell, of two grids over one picture.
+
+    ``begin``, ``extent``: where the grid of parts begins and how far it reaches, as shares of the picture's sides.
+    """
+    shares = []
+    for number, (few, many) in enumerate(zip(parts, cells, strict=True)):
+        edges = begin[number] + extent[number] * torch.arange(few + 1, dtype=torch.float64) / few
+        bounds = torch.arange(many + 1, dtype=torch.float64) / many
+        common = torch.minimum(edges[1:, None], bounds[1:]) - torch.maximum(edges[:-1, None], bounds[:-1])
+        shares.append(common.clamp_min(0) * few / extent[number])
+    return torch.kron(shares[0], shares[1]).float()
+
+
 def in_windows(windows: Tensor, tokens: int, merged: Tensor | None = None, *, windows_first: bool = False) -> Placement:
     """Self-attention inside windows (W, n) of so many tokens."""
     return Placement(windows, windows, tokens, tokens, merged=merged, windows_first=windows_first)
@@ -82,6 +99,20 @@ def to_reduced(grid: Grid, reduced: Grid, merged: Tensor | None = None) -> Place
 def from_class_token(tokens: int) -> Placement:
     """Class attention: the first token alone asks, all answer."""
     return Placement(torch.zeros(1, 1, dtype=torch.long), torch.arange(tokens)[None], tokens, tokens)
+
+
+def merging(places: Sequence[Placement | None], grids: Sequence[Grid], prefix: int = 0) -> list[Placement | None]:
+    """The places of calls on these grids, told what lies between them: where a grid is coarser than that of the placed
+    call before it, tokens were merged."""
+    found: list[Placement | None] = []
+    below: Grid | None = None
+    for place, grid in zip(places, grids, strict=True):
+        if place is not None:
+            if below not in (None, grid):
+                place = dataclasses.replace(place, merged=coarser(below, grid, prefix))
+            below = grid
+        found.append(place)
+    return found
 
 
 def laid_out(

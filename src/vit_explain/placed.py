@@ -13,6 +13,17 @@ from torch import Tensor
 from .types import Layer, Placement
 
 
+def by_block(layers: list[Layer]) -> list[list[Layer]]:
+    """The calls of each block: one, or several side by side, which have the same input and whose outputs add up."""
+    found: list[list[Layer]] = []
+    for layer in layers:
+        if found and layer.place is not None and layer.place.beside:
+            found[-1].append(layer)
+        else:
+            found.append([layer])
+    return found
+
+
 def averaged_back(row: Tensor, cells: Tensor) -> Tensor:
     """(B, cells) weights on means -> (B, tokens) on what they are means of, ``r_i = r_cell(i) / |cell(i)|``.
 
@@ -57,6 +68,15 @@ def unmerged(layer: Layer, row: Tensor) -> Tensor:
     """Weights on the tokens that enter a block -> on those that left the block below it."""
     merged = _placement(layer).merged
     return row if merged is None else averaged_back(row, merged)
+
+
+def descended(layers: list[Layer], row: Tensor) -> Tensor:
+    """Weights on the tokens that leave the last of these blocks -> on those that enter the first, by residuals and
+    means alone: without what attention moves."""
+    for layer in reversed(layers):
+        if layer.place is not None:
+            row = unmerged(layer, skipped(layer, row))
+    return row
 
 
 def _placement(layer: Layer) -> Placement:

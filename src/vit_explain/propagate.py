@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .errors import OptionError
 from .options import Range
-from .placed import from_keys, skipped, unmerged, unwindowed, windowed
+from .placed import by_block, from_keys, skipped, unmerged, unwindowed, windowed
 from .selection import zero_lowest
 from .types import ALL, Layer, Trace, block_elements
 
@@ -72,10 +72,12 @@ def roll_out(
 
     ``Ã = rownorm(discard(max(fuse(W), 0)) + I)`` with ``W = weights(layer, …)``; rows are normalised *after* the
     residual is added. Where attention stays in windows, each window's matrix is one of its own, also for discarding.
+    Of calls side by side the mean of the matrices ``discard(max(fuse(W), 0))`` counts.
     """
-    for layer in reversed(layers):
+    for calls in reversed(by_block(layers)):
+        layer = calls[0]
         if layer.place is not None:
-            row = _roll_out_placed(layer, row, weights, fusion, discard_ratio)
+            row = _roll_out_placed(calls, row, weights, fusion, discard_ratio)
             continue
         below = torch.zeros_like(row)
         # Only rows that the read row weighs matter; at the top that is often the class token's alone.
@@ -88,16 +90,37 @@ def roll_out(
     return row
 
 
-def _roll_out_placed(layer: Layer, row: Tensor, weights: Weights, fusion: HeadFusion, discard_ratio: float) -> Tensor:
-    """``roll_out`` through one block whose attention is windowed, pooled, or of some queries alone."""
-    shares = windowed(layer, row)
-    given = shares.new_zeros(len(shares), layer.shape[3])
-    for images, part, fused in fused_blocks(layer, ALL, weights, fusion, whole=discard_ratio > 0):
-        discard_lowest(fused, discard_ratio)
-        shares[images, part] /= fused.sum(-1) + 1
-        given[images] += torch.bmm(shares[images, part].unsqueeze(1), fused).squeeze(1)
-        del fused
-    return unmerged(layer, from_keys(layer, given) + skipped(layer, unwindowed(layer, shares, row)))
+def _roll_out_placed(
+    calls: list[Layer], row: Tensor, weights: Weights, fusion: HeadFusion, discard_ratio: float
+) -> Tensor:
+    """``roll_out`` through one block whose attention is windowed, pooled, of some queries alone, or several calls."""
+    alone = len(calls) == 1
+    # What a row is divided by is known once all calls are; of a single one, while it goes by.
+    left = row if alone else row / (_row_sums(calls, row, weights, fusion, discard_ratio) + 1)
+    below = torch.zeros(len(row), calls[0].place.entering, device=row.device)  # type: ignore[union-attr]
+    for layer in calls:
+        shares = windowed(layer, left)
+        given = shares.new_zeros(len(shares), layer.shape[3])
+        for images, part, fused in fused_blocks(layer, ALL, weights, fusion, whole=discard_ratio > 0):
+            discard_lowest(fused, discard_ratio)
+            if alone:
+                shares[images, part] /= fused.sum(-1) + 1
+            given[images] += torch.bmm(shares[images, part].unsqueeze(1), fused).squeeze(1)
+            del fused
+        below += from_keys(layer, given) / len(calls)
+        left = unwindowed(layer, shares, left)
+    return unmerged(calls[0], below + skipped(calls[0], left))
+
+
+def _row_sums(calls: list[Layer], row: Tensor, weights: Weights, fusion: HeadFusion, discard_ratio: float) -> Tensor:
+    """Of each leaving token (B, F), the sum of its row in the mean of the calls' matrices."""
+    sums = torch.zeros_like(row)
+    for layer in calls:
+        own = windowed(layer, torch.zeros_like(row))
+        for images, part, fused in fused_blocks(layer, ALL, weights, fusion, whole=discard_ratio > 0):
+            own[images, part] = discard_lowest(fused, discard_ratio).sum(-1)
+        sums += unwindowed(layer, own, torch.zeros_like(row)) / len(calls)
+    return sums
 
 
 def support(row: Tensor) -> slice:
@@ -149,6 +172,8 @@ def legacy_roll_out(
     ``keep_first``: whether the very first entry is spared by discarding (attention rollout spares it, gradient
     rollout does not). Clamping at zero changes nothing for attention, which is never negative.
     """
+    if trace.anatomy.plan is not None:
+        raise OptionError(f"{trace.anatomy.plan.reason}, which legacy, the original script's way, is not defined for")
     if not trace.anatomy.prefix:
         raise OptionError(
             "legacy reads the class token's row, as the original script did; this model has no class token"

@@ -9,13 +9,16 @@ from torch import Tensor, nn
 
 from .errors import ModelError, reason
 from .image import Preprocessing
-from .types import Readout
+from .layouts import laid_out
+from .types import Anatomy, Readout
 from .weights import load_weights, read_state
 
 try:
     import timm
     from timm.data.config import resolve_data_config
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+    from timm.layers.diff_attention import DiffAttention
+    from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelThingsBlock
 except (ImportError, RuntimeError) as error:
     # A CPU-only torch beside a registry torchvision dies with "operator torchvision::nms does not exist".
     raise ModelError(
@@ -26,6 +29,10 @@ except (ImportError, RuntimeError) as error:
 BUNDLED = "bundled"
 # Where timm's models keep the last layer.
 HEADS = ("head.weight", "head.fc.weight", "head.l.weight", "head.1.fc.weight")
+# Names of Vision Transformers whose blocks hold two attentions, and what these are made of.
+TWO_ATTENTIONS = ("vit_*_18x2_*", "vit_dwee_*", "vit_dpwee_*", "vit_dlittle_*")
+SIDE_BY_SIDE = ParallelThingsBlock
+DIFFERENTIAL = (DiffAttention, DiffParallelScalingBlock)
 
 
 class Timm:
@@ -50,6 +57,36 @@ class Timm:
     def readout(self, model: Any) -> Readout:
         """The mean of the patches where the model pools by average, else the class token."""
         return Readout(patches=True) if model.global_pool == "avg" else Readout(tokens=(0,))
+
+    def averaged(self, model: Any) -> Readout:
+        """The mean of the patches; ``ModelError`` where the model pools in another way."""
+        head = getattr(model, "head", None)
+        places = ((head, "global_pool"), (head, "pool_type"), (model, "global_pool"))
+        pool = next(getattr(where, name) for where, name in places if hasattr(where, name))
+        kind = getattr(pool, "pool_type", pool)
+        if kind != "avg":
+            raise ModelError(
+                f"{self.name(model)} reads its tokens by {kind!r} pooling, which no row of weights describes"
+            )
+        return Readout(patches=True)
+
+    def unplaced(self, model: Any, shape: tuple[int, int, int], reason: str) -> Anatomy:
+        """The anatomy of a picture classifier of whose attention nothing is read, for this reason; what timm says of
+        its last feature map is all that is known."""
+        self.check_channels(model, shape[0])
+        last = model.feature_info[-1]
+        grid = -(-shape[1] // last["reduction"]), -(-shape[2] // last["reduction"])
+        return laid_out(
+            (shape[1], shape[2]),
+            grid,
+            (),
+            grid,
+            readout=Readout(patches=True),
+            features=last["module"],
+            reason=reason,
+            undroppable=f"{self.name(model)} is not known to go without some of its tokens",
+            remembers=True,  # for all that is known
+        )
 
     def built_for(self, model: Any) -> tuple[int, int] | None:
         """Pixels (height, width) that the model was built for; None where it takes others, or does not say."""
@@ -123,6 +160,11 @@ class Timm:
                 f"the weights of {name} could not be loaded from the hub ({reason(error)}); offline, give a file with "
                 f"checkpoint=, or use the model {BUNDLED!r}"
             ) from error
+
+
+def two_attentions(model: nn.Module) -> bool:
+    """Whether a block of the model holds several attentions side by side, or the difference of two."""
+    return any(isinstance(part, (SIDE_BY_SIDE, *DIFFERENTIAL)) for part in model.modules())
 
 
 def config_of(model: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -36,11 +36,17 @@ class Placement:
     skip: Tensor | None = None  # (E,), which leaving token each entering one is averaged into; None: it stays itself
     windows_first: bool = False  # of calls (B, W, H, n, D) or (B, W·H, n, D); others may be (B, H, W, n, D)
     merged: Tensor | None = None  # of each token that left the block below, which entering one it was averaged into
+    beside: bool = False  # whether the call has the same input as the one before it, and adds to the same tokens
 
     @property
     def windows(self) -> int:
         """W."""
         return self.queries.shape[0]
+
+    def to(self, device: torch.device) -> Placement:
+        """The same on the device where the tokens are."""
+        known = {one.name: getattr(self, one.name) for one in fields(self)}
+        return replace(self, **{name: one.to(device) for name, one in known.items() if isinstance(one, Tensor)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +59,8 @@ class Plan:
     places: tuple[Placement | None, ...]  # one a call, in order; None for a call that mixes no tokens farther apart
     # than a convolution does
     reason: str  # what about the model's attention is different, as the first half of a sentence
+    spread: Tensor | None = None  # (tokens, cells), the share of each token that belongs to each cell of the grid; None
+    # where the tokens after the prefix are the cells
 
     @property
     def leaving(self) -> int:
@@ -298,5 +306,8 @@ class Trace:
 
         Prefix tokens are dropped here and nowhere else.
         """
-        whole = self.anatomy if self.anatomy.plan is None else self.anatomy.plan
+        plan = self.anatomy.plan
+        if plan is not None and plan.spread is not None:
+            return (row @ plan.spread.to(row.device)).unflatten(1, plan.grid)
+        whole = self.anatomy if plan is None else plan
         return row[:, whole.prefix :].unflatten(1, whole.grid)

@@ -12,7 +12,7 @@ from ..attention_paths import attended, on_tokens, reading
 from ..errors import OptionError
 from ..heads import Head, one_head
 from ..options import nth
-from ..placed import skipped, unmerged
+from ..placed import descended, unmerged
 from ..propagate import HeadFusion
 from ..registry import method
 from ..types import Layer, Trace
@@ -87,9 +87,7 @@ def _placed(trace: Trace, number: int, head: Head, query: tuple | int | str) -> 
     # A head alone, or each head where they are fused.
     fusion: HeadFusion = head if isinstance(head, str) else "mean"
     found = unmerged(layer, attended(layer, row / row.sum(1, keepdim=True), weights, fusion))
-    for below in reversed(trace.layers[:number]):
-        found = unmerged(below, skipped(below, found))
-    return trace.patches(found)
+    return trace.patches(descended(trace.layers[:number], found))
 
 
 def _token(trace: Trace, query: tuple | int | str) -> int:

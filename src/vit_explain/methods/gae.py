@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..attention_paths import accumulate, fused_rows, on_tokens, positive_product, reading, start_of
+from ..placed import descended
 from ..registry import method
 from ..types import Trace
 
@@ -34,9 +35,11 @@ def gae(trace: Trace, *, start_layer: int | None = None) -> Tensor:
     ``start_layer``: the block, from 0, at which the product begins; by default the first. The authors begin at the last
     one for CLIP.
     """
-    layers = trace.layers[start_of(trace, "gae", start_layer, 0) :]
+    start = start_of(trace, "gae", start_layer, 0)
+    layers = trace.layers[start:]
     if trace.pool is None:
-        return trace.patches(accumulate(layers, trace.read_row().unsqueeze(1), positive_product).squeeze(1))
+        gained = accumulate(layers, trace.read_row().unsqueeze(1), positive_product).squeeze(1)
+        return trace.patches(descended(trace.layers[:start], gained))
     pool, queries, _ = reading(trace)
     row = on_tokens(trace, fused_rows(pool, queries, positive_product)).mean(1, keepdim=True)
     return trace.patches((row + accumulate(layers, row, positive_product)).squeeze(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from timm.models.maxxvit import MaxxVit, MaxxVitBlock, ParallelMaxxVitBlock, TransformerBlock2d
@@ -16,11 +17,11 @@ from ..types import Anatomy, Placement, Readout
 
 @register
 class TimmMaxViT(Timm):
-    """Convolutions, and attention in blocks of neighbours, then over tokens far apart; in CoAtNet among all tokens."""
+    """Convolutions, and attention in blocks of neighbours, then or side by side with it over tokens far apart; in
+    CoAtNet among all tokens."""
 
     title = "timm MaxViT and CoAtNet"
     modules = ("maxxvit",)
-    exclude = ("maxvit_tiny_pm_*",)
     kinds = (MaxxVit,)
 
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
@@ -66,5 +67,7 @@ class TimmMaxViT(Timm):
             parts.append(strides(numbered(grid), far.partition_size))
             return [in_windows(one, tokens, None if number else merged) for number, one in enumerate(parts)]
         if isinstance(block, ParallelMaxxVitBlock):
-            raise ModelError("MaxViT with both kinds of attention side by side is not supported yet")
+            size: Any = block.attn.partition_size
+            one, other = blocks(numbered(grid), size, tokens), strides(numbered(grid), size)
+            return [in_windows(one, tokens, merged), dataclasses.replace(in_windows(other, tokens), beside=True)]
         return []

@@ -7,9 +7,13 @@ from typing import Any
 from torch import nn
 
 from ..family import register
-from ..layouts import laid_out
 from ..timm_common import Timm
-from ..types import Anatomy, Readout
+from ..types import Anatomy
+
+# What classes of attention are called by.
+CALLED = ("attention", "attn", "mhsa", "shma", "shsa", "litemla")
+# Convolutional networks have these; they weigh channels by what the whole picture holds.
+CHANNELS = {"splitattn", "selectivekernelattn"}
 
 
 @register
@@ -29,21 +33,9 @@ class TimmOther(Timm):
         return f"timm's {type(model).__name__} is not supported: {lacks}"
 
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
-        self.check_channels(model, shape[0])
-        last = model.feature_info[-1]
-        grid = tuple(-(-side // last["reduction"]) for side in shape[1:])
-        name = self.name(model)
-        return laid_out(
-            (shape[1], shape[2]),
-            grid,
-            (),
-            grid,
-            readout=Readout(patches=True),
-            features=last["module"],
-            reason=f"how attention of {name} lies on the picture is not known",
-            undroppable=f"{name} is not known to go without some of its tokens",
-            remembers=True,  # for all that is known
-        )
+        if kinds_of_attention(model) <= CHANNELS:
+            return self.unplaced(model, shape, f"attention of {self.name(model)} weighs channels, not tokens")
+        return self.unplaced(model, shape, f"how attention of {self.name(model)} lies on the picture is not known")
 
 
 def _from_timm(model: nn.Module) -> bool:
@@ -52,5 +44,10 @@ def _from_timm(model: nn.Module) -> bool:
 
 def attends(model: nn.Module) -> bool:
     """Whether a module of the model is called some kind of attention."""
-    names = (type(part).__name__.lower() for part in model.modules())
-    return any(word in name for name in names for word in ("attention", "attn", "mhsa"))
+    return bool(kinds_of_attention(model))
+
+
+def kinds_of_attention(model: nn.Module) -> set[str]:
+    """The class names of the model's modules that are called some kind of attention."""
+    names = {type(part).__name__.lower() for part in model.modules()}
+    return {name for name in names if any(word in name for word in CALLED)}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..family import register
-from ..timm_common import BUNDLED, Timm, config_of, with_checkpoint
+from ..timm_common import BUNDLED, TWO_ATTENTIONS, Timm, config_of, two_attentions, with_checkpoint
 from ..types import Anatomy, Readout
 
 # Blocks whose norms come after attention and its projection, not before.
@@ -39,9 +39,11 @@ class TimmPlain(Timm):
         "beit",
         "naflexvit",
     )
-    # Two parallel attentions a block, or the difference of two: refused by the count of calls, so not offered.
-    exclude = ("vit_*_18x2_*", "vit_dwee_*", "vit_dpwee_*", "vit_dlittle_*")
+    exclude = TWO_ATTENTIONS
     kinds = (VisionTransformer, Eva, Beit, VisionTransformerRelPos, NaFlexVit)
+
+    def matches(self, model: nn.Module) -> bool:
+        return super().matches(model) and not two_attentions(model)
 
     def names(self) -> list[str]:
         return [BUNDLED, *super().names()]

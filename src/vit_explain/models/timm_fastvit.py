@@ -1,0 +1,48 @@
+"""timm's FastViT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models.fastvit import AttentionBlock, FastVit
+from torch import nn
+
+from ..family import register
+from ..layouts import Grid, halved, laid_out, merging, whole
+from ..timm_common import Timm
+from ..types import Anatomy, Placement
+
+
+@register
+class TimmFastViT(Timm):
+    """Stages of convolutions, and in larger models a last one or two with attention among all tokens."""
+
+    title = "timm FastViT, where it has attention"
+    modules = ("fastvit",)
+    exclude = ("fastvit_t*", "fastvit_s12")  # have no attention
+    kinds = (FastVit,)
+
+    def matches(self, model: nn.Module) -> bool:
+        return super().matches(model) and any(isinstance(part, AttentionBlock) for part in model.modules())
+
+    def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
+        self.check_channels(model, shape[0])
+        grid: Grid = halved(halved((shape[1], shape[2])))
+        places: list[Placement | None] = []
+        grids: list[Grid] = []
+        for stage in model.stages:
+            if not isinstance(stage.downsample, nn.Identity):
+                grid = halved(grid)
+            here = [whole(grid[0] * grid[1]) for block in stage.blocks if isinstance(block, AttentionBlock)]
+            places += here
+            grids += [grid] * len(here)
+        return laid_out(
+            (shape[1], shape[2]),
+            grids[0],
+            merging(places, grids),
+            grid,
+            readout=self.averaged(model),
+            features=f"stages.{len(model.stages) - 1}",
+            reason=f"{self.name(model)}'s attention comes after convolutions",
+            undroppable=f"{self.name(model)} has convolutions, which need every place",
+        )

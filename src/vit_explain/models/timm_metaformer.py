@@ -1,0 +1,48 @@
+"""timm's MetaFormers with attention, CAFormer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models.metaformer import Attention, MetaFormer
+from torch import nn
+
+from ..family import register
+from ..layouts import Grid, convolved, laid_out, merging, whole
+from ..timm_common import Timm
+from ..types import Anatomy, Placement
+
+
+@register
+class TimmMetaFormer(Timm):
+    """Stages of convolutions, then stages with attention among all tokens."""
+
+    title = "timm CAFormer"
+    modules = ("metaformer",)
+    exclude = ("convformer_*", "poolformer*")  # have no attention
+    kinds = (MetaFormer,)
+
+    def matches(self, model: nn.Module) -> bool:
+        return super().matches(model) and any(isinstance(part, Attention) for part in model.modules())
+
+    def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
+        self.check_channels(model, shape[0])
+        grid: Grid = convolved((shape[1], shape[2]), model.stem.conv)
+        places: list[Placement | None] = []
+        grids: list[Grid] = []
+        for stage in model.stages:
+            if not isinstance(stage.downsample, nn.Identity):
+                grid = convolved(grid, stage.downsample.conv)
+            here = [whole(grid[0] * grid[1]) for block in stage.blocks if isinstance(block.token_mixer, Attention)]
+            places += here
+            grids += [grid] * len(here)
+        return laid_out(
+            (shape[1], shape[2]),
+            grids[0],
+            merging(places, grids),
+            grid,
+            readout=self.averaged(model),
+            features=f"stages.{len(model.stages) - 1}",
+            reason=f"{self.name(model)}'s attention comes after convolutions",
+            undroppable=f"{self.name(model)} has convolutions, which need every place",
+        )
