@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -65,6 +65,49 @@ def coarser(fine: Grid, coarse: Grid, prefix: int = 0) -> Tensor:
 def in_windows(windows: Tensor, tokens: int, merged: Tensor | None = None, *, windows_first: bool = False) -> Placement:
     """Self-attention inside windows (W, n) of so many tokens."""
     return Placement(windows, windows, tokens, tokens, merged=merged, windows_first=windows_first)
+
+
+def shifted(grid: Grid, window: Grid, shift: Grid, merged: Tensor | None = None, *, padded: bool = False) -> Placement:
+    """Self-attention inside windows of a grid that was rolled up and to the left by ``shift`` before it was cut.
+
+    ``padded``: where windows do not divide the grid, whether it was padded before it was rolled, and not after.
+    """
+    tokens = grid[0] * grid[1]
+    numbers = _padded(numbered(grid), window, tokens) if padded else numbered(grid)
+    rolled = numbers.roll((-shift[0], -shift[1]), (0, 1))
+    return in_windows(blocks(rolled, window, padding=tokens), tokens, merged)
+
+
+def merged_by_two(finer: Grid) -> tuple[Grid, Tensor]:
+    """The grid of 2×2 tokens merged into one each, and which one each token is merged into; an odd grid is padded."""
+    grid = halved(finer)
+    even = (2 * grid[0], 2 * grid[1])
+    return grid, coarser(even, grid).view(even)[: finer[0], : finer[1]].flatten()
+
+
+def swin_places(
+    grid: Grid,
+    stages: Iterable[Sequence[Any]],
+    windows: Callable[[Any, Grid], tuple[Grid, Grid]],
+    *,
+    merges: Callable[[int], bool] = bool,
+    padded: bool = False,
+) -> tuple[list[Placement], Grid]:
+    """The calls of a Swin Transformer whose first tokens lie on this grid, and the grid of its last ones.
+
+    ``stages``: the blocks of each. ``windows``: (window, shift) of a block on a grid. ``merges``: whether tokens merge
+    before the stage of this number, by default before all but the first. ``padded``: see ``shifted``.
+    """
+    places: list[Placement] = []
+    for number, stage in enumerate(stages):
+        merged = None
+        if merges(number):
+            grid, merged = merged_by_two(grid)
+        for block in stage:
+            window, shift = windows(block, grid)
+            places.append(shifted(grid, window, shift, merged, padded=padded))
+            merged = None
+    return places, grid
 
 
 def whole(tokens: int, merged: Tensor | None = None) -> Placement:
