@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit_explain import Explainer
@@ -72,5 +71,13 @@ def _distance(trace: Trace, number: int, change: Tensor, cell: tuple[int, int]) 
         for below in reversed(trace.layers[:number]):
             row = unmerged(below, skipped(below, row))
         grid, row = plan.grid, row[:, plan.prefix :]
-    place = int(F.adaptive_avg_pool2d(row.view(1, 1, *grid), coarse).argmax())
+    # The coarse cells that the middles of the finer ones lie in, by pixels.
+    covers = trace.anatomy.covers if plan is None else plan.covers
+    rows, columns = (
+        ((torch.arange(fine) + 0.5) * pixels / fine / (whole / cells)).long().clamp(max=cells - 1)
+        for fine, pixels, whole, cells in zip(grid, covers, trace.anatomy.covers, coarse, strict=True)
+    )
+    places = (rows[:, None] * coarse[1] + columns).flatten()
+    sums = torch.zeros(coarse[0] * coarse[1]).scatter_add(0, places, row.view(-1))
+    place = int((sums / torch.bincount(places, minlength=len(sums)).clamp_min(1)).argmax())
     return max(abs(place // coarse[1] - cell[0]), abs(place % coarse[1] - cell[1]))

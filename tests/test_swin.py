@@ -12,14 +12,14 @@ import pytest
 import torch
 from geometry import looked, misplaced
 from small_models import lively
-from swin_models import SWINS, full_matrices
+from swin_models import SWINS, calm, full_matrices
 from torch import nn
 from torchvision import models
 
 from vit_explain import Explainer, list_models
 from vit_explain.errors import ModelError
 
-ODD, GRID = (20, 28), (5, 7)  # windows of two and merging by two are both padded
+ODD, GRID = (28, 36), (7, 9)  # windows of two and merging by two are both padded
 every_swin = pytest.mark.parametrize("name", SWINS)
 
 
@@ -29,10 +29,10 @@ def odd(name: str) -> tuple[nn.Module, torch.Tensor]:
 
 
 @every_swin
-@pytest.mark.parametrize("cell", ((0, 0), (1, 2), (2, 3)))
+@pytest.mark.parametrize("cell", ((0, 0), (1, 2), (3, 4)))
 def test_values_change_where_the_picture_does_on_padded_grids(name, cell):
     torch.manual_seed(0)
-    assert misplaced(SWINS[name](ODD).eval(), ODD, cell) == []
+    assert misplaced(calm(SWINS[name](ODD)), ODD, cell) == []
 
 
 @every_swin
@@ -88,14 +88,14 @@ def test_models_without_a_head(name):
 def test_refusals():
     transformers = pytest.importorskip("transformers")
     config: Any = SWINS["transformers swin"](ODD).config
-    with pytest.raises(ModelError, match=r"windows of 2x2 tokens, which do not fit a grid of 1x7: give larger"):
-        Explainer(SWINS["transformers swin"](ODD).eval()).explain(torch.randn(1, 3, 4, 28))
+    with pytest.raises(ModelError, match=r"windows of 2x2 tokens, which do not fit a grid of 1x9: give larger"):
+        Explainer(SWINS["transformers swin"](ODD).eval()).explain(torch.randn(1, 3, 4, 36))
     with pytest.raises(ModelError, match="has patches of 4x4 pixels"):
         Explainer(SWINS["torchvision swin"](ODD).eval()).explain(torch.randn(1, 3, 3, 28))
     with pytest.raises(ModelError, match="takes 3 channels"):
         Explainer(SWINS["torchvision swin"](ODD).eval()).explain(torch.randn(1, 1, *ODD))
     config.use_absolute_embeddings = True
-    with pytest.raises(ModelError, match="takes 20x28 pixels"):
+    with pytest.raises(ModelError, match="takes 28x36 pixels"):
         Explainer(transformers.SwinModel(config).eval()).explain(torch.randn(1, 3, 28, 28))
     with pytest.raises(ModelError, match="neither a classifier nor an image encoder"):
         Explainer(transformers.SwinForMaskedImageModeling(config))

@@ -92,22 +92,24 @@ def swin_places(
     *,
     merges: Callable[[int], bool] = bool,
     padded: bool = False,
-) -> tuple[list[Placement], Grid]:
-    """The calls of a Swin Transformer whose first tokens lie on this grid, and the grid of its last ones.
+) -> tuple[list[Placement], Grid, int]:
+    """The calls of a Swin Transformer whose first tokens lie on this grid, the grid of its last ones, and how many of
+    the first ones, along each side, are merged into one of the last.
 
     ``stages``: the blocks of each. ``windows``: (window, shift) of a block on a grid. ``merges``: whether tokens merge
     before the stage of this number, by default before all but the first. ``padded``: see ``shifted``.
     """
     places: list[Placement] = []
+    side = 1
     for number, stage in enumerate(stages):
         merged = None
         if merges(number):
-            grid, merged = merged_by_two(grid)
+            (grid, merged), side = merged_by_two(grid), 2 * side
         for block in stage:
             window, shift = windows(block, grid)
             places.append(shifted(grid, window, shift, merged, padded=padded))
             merged = None
-    return places, grid
+    return places, grid, side
 
 
 def whole(tokens: int, merged: Tensor | None = None) -> Placement:
@@ -134,7 +136,7 @@ def laid_out(
     grid: Grid,
     *,
     covers: Grid | None = None,
-    stride: int | None = None,
+    stride: Grid | None = None,
     prefix: int = 0,
     readout: Readout,
     features: str,
@@ -145,12 +147,12 @@ def laid_out(
     """The anatomy of a model for pixels of this size whose tokens begin on the grid ``first`` and end on ``grid``.
 
     ``covers``: pixels that the first grid stands for, by default the whole picture. ``stride``: pixels between the last
-    grid's tokens, by default what makes them cover the picture. No places: how attention mixes tokens is not known, or
-    it does not mix them.
+    grid's tokens, down and across, by default what makes them cover the picture. No places: how attention mixes tokens
+    is not known, or it does not mix them.
     """
     plan = Plan(first, covers or size, prefix, tuple(places), reason)
     # Cells are of whole pixels; where they do not divide the picture, the last ones reach beyond it.
-    down, across = (stride or -(-whole // cells) for whole, cells in zip(size, grid, strict=True))
+    down, across = stride or (-(-whole // cells) for whole, cells in zip(size, grid, strict=True))
     whole_cells = (grid[0] * down, grid[1] * across)
     return Anatomy(
         (),

@@ -46,7 +46,7 @@ class HuggingFaceDetection(HuggingFace, Placed):
             grid,
             (),
             grid,
-            stride=stride,
+            stride=(stride, stride),
             readout=Readout(patches=True),
             features=features,
             reason=reason,

@@ -34,7 +34,7 @@ class HuggingFaceSwin(HuggingFace, Placed):
         swin = model.get_submodule(path)
         patch = pair(config.patch_size)
         first = (-(-size[0] // patch[0]), -(-size[1] // patch[1]))  # pictures are padded to whole patches
-        places, grid = swin_places(
+        places, grid, side = swin_places(
             first, [stage.blocks for stage in swin.encoder.layers], self._windows(model), padded=True
         )
         return laid_out(
@@ -43,6 +43,7 @@ class HuggingFaceSwin(HuggingFace, Placed):
             places,
             grid,
             covers=(first[0] * patch[0], first[1] * patch[1]),
+            stride=(patch[0] * side, patch[1] * side),
             readout=Readout(patches=True),
             features=f"{path}.layernorm".lstrip("."),
             reason=f"{self.name(model)}'s attention stays inside windows",

@@ -30,7 +30,7 @@ class TimmSwin(Timm):
             self.check_size(model, size, embed.img_size)
         first = embed.grid_size if embed.img_size == tuple(size) else embed.dynamic_feat_size(size)
         stages: Any = model.stages if isinstance(model, SwinTransformerV2Cr) else model.layers
-        places, grid = swin_places(
+        places, grid, side = swin_places(
             first,
             [stage.blocks for stage in stages],
             lambda block, _: (block.window_size, block.shift_size),
@@ -43,6 +43,7 @@ class TimmSwin(Timm):
             places,
             grid,
             covers=(first[0] * embed.patch_size[0], first[1] * embed.patch_size[1]),
+            stride=(embed.patch_size[0] * side, embed.patch_size[1] * side),
             readout=Readout(patches=True),
             features="norm" if hasattr(model, "norm") else f"stages.{len(stages) - 1}",
             reason=reason,

@@ -29,14 +29,17 @@ class TorchvisionSwin(Torchvision, Placed):
         first, patch = convolved(size, convolution), convolution.stride
         if 0 in first:
             raise ModelError(f"{self.name(model)} has patches of {patch[0]}x{patch[1]} pixels: {shape[1:]} has none")
-        stages = [part for part in model.features[1:] if isinstance(part, nn.Sequential)]  # merging lies between them
-        places, grid = swin_places(first, stages, _windows, padded=True)
+        stages = [
+            list(part) for part in model.features[1:] if isinstance(part, nn.Sequential)
+        ]  # merging lies between them
+        places, grid, side = swin_places(first, stages, _windows, padded=True)
         return laid_out(
             size,
             first,
             places,
             grid,
             covers=(first[0] * patch[0], first[1] * patch[1]),
+            stride=(patch[0] * side, patch[1] * side),
             readout=Readout(patches=True),
             features="norm",
             reason=f"{self.name(model)}'s attention stays inside windows",
