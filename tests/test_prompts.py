@@ -137,16 +137,21 @@ def test_coca_is_read_at_the_first_query_of_its_pooling_attention():
     many, alone = coca(), coca()
     alone.visual.attn_pool.query = nn.Parameter(many.visual.attn_pool.query[:1].detach())
     one, other = (Explainer(model, texts=PROMPTS, tokenizer=Words(11, False)) for model in (many, alone))
+    explained = []
     for name, method in METHODS.items():
         if "attention" not in method.needs:
             continue
         target = 1 if method.class_specific else None
         options = {"steps": 2} if "steps" in method.options else {}
+        if name == "transformer_attribution":  # has no rule for projections that are parts of one parameter
+            with pytest.raises(ModelError, match="has no rule for"):
+                other.attribute(pixels("open_clip"), target, name)
+            continue
         expected, found = (each.attribute(pixels("open_clip"), target, name, **options) for each in (other, one))
         scale = float(expected.abs().max())
-        torch.testing.assert_close(
-            found, expected, rtol=1e-4, atol=1e-5 * scale, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * scale), name
+        explained.append(name)
+    assert {"attention", "rollout", "gradient_rollout", "gae", "legrad", "tam", "beyond_intuition"} <= set(explained)
 
 
 @pytest.mark.parametrize("pool", [{"attentional_pool": "parallel"}, {"attentional_pool": True, "pool_type": "avg"}])
