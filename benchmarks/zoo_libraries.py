@@ -49,7 +49,7 @@ TIMM: dict[str, Any] = {
     "architecture": "vit_tiny_patch16_224",
     "model_args": {"embed_dim": 48, "depth": 3, "num_heads": 3},
 }
-LARGEST = 50  # million parameters of torchvision's models whose numbers are checked
+LARGEST = 100  # million parameters of torchvision's models whose numbers are checked
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ TRANSFORMERS = [
     *classes("Siglip2VisionModel", "Siglip2ForImageClassification"),
     Class("Siglip2Model", NARROW, texts=True),
     *classes("YolosForObjectDetection"),
-    Class("DetrForObjectDetection", DETR),
+    Class("DetrForObjectDetection", DETR, ("eager",)),
     Class("TimmWrapperModel", TIMM, ("sdpa",)),
     Class("TimmWrapperForImageClassification", TIMM, ("sdpa",)),
 ]
@@ -118,7 +118,9 @@ def of_class(one: Class) -> Found:
                 wrong += [] if result == "ok" else [f"{attention}: {result}"]
         except ModelError as error:  # of an image-text model, as soon as it is given texts
             found.reason = str(error).replace(one.name, "it")
-    found.numbers = ("; ".join(wrong) or "ok") if found.others else ""
+        except Exception as error:
+            wrong.append(f"{attention}: {type(error).__name__}: {error}"[:200])
+    found.numbers = "; ".join(wrong) or ("ok" if found.others else "")
     return found
 
 

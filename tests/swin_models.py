@@ -23,7 +23,10 @@ def transformers(version: str, attention: str) -> Callable[[tuple[int, int]], nn
             num_heads=list(HEADS), num_labels=CLASSES, drop_path_rate=0.0,
         )  # fmt: skip
         config._attn_implementation = attention
-        return getattr(library, f"Swin{version}ForImageClassification")(config)
+        kind = getattr(library, f"Swin{version}ForImageClassification")
+        if attention == "sdpa" and not kind._supports_sdpa:
+            pytest.skip("before version 5 of transformers, Swin spells attention out")
+        return kind(config)
 
     return build
 

@@ -21,10 +21,17 @@ SIZES = {"num_queries": 5, "d_model": 24, "encoder_layers": 1, "decoder_layers":
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 8, 16], "depths": [1, 1, 1, 1],
           "out_features": ["stage4"]}  # fmt: skip
 
+NO_WEIGHTS: dict[str, Any] = {
+    "use_pretrained_backbone": False,
+    "backbone": None,
+}  # version 4 of transformers asks for some
+
 
 def detr() -> nn.Module:
     torch.manual_seed(0)
-    config = transformers.DetrConfig(**SIZES, num_labels=3, backbone_config=dict(RESNET), use_timm_backbone=False)
+    config = transformers.DetrConfig(
+        **SIZES, num_labels=3, backbone_config=dict(RESNET), use_timm_backbone=False, **NO_WEIGHTS
+    )
     return transformers.DetrForObjectDetection(config).eval()
 
 

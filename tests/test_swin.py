@@ -72,7 +72,7 @@ def test_pictures_of_other_sizes(name):
     assert found.relevance.shape == (1, h, w) and found.heatmap().shape[1:] == (34, 42)
 
 
-@pytest.mark.parametrize("name", ["transformers swin", "transformers swin v2"])
+@pytest.mark.parametrize("name", ["transformers swin, eager", "transformers swin v2"])
 def test_models_without_a_head(name):
     transformers = pytest.importorskip("transformers")
     config: Any = SWINS[name](ODD).config
@@ -87,9 +87,9 @@ def test_models_without_a_head(name):
 
 def test_refusals():
     transformers = pytest.importorskip("transformers")
-    config: Any = SWINS["transformers swin"](ODD).config
+    config: Any = SWINS["transformers swin, eager"](ODD).config
     with pytest.raises(ModelError, match=r"windows of 2x2 tokens, which do not fit a grid of 1x9: give larger"):
-        Explainer(SWINS["transformers swin"](ODD).eval()).explain(torch.randn(1, 3, 4, 36))
+        Explainer(SWINS["transformers swin, eager"](ODD).eval()).explain(torch.randn(1, 3, 4, 36))
     with pytest.raises(ModelError, match="has patches of 4x4 pixels"):
         Explainer(SWINS["torchvision swin"](ODD).eval()).explain(torch.randn(1, 3, 3, 28))
     with pytest.raises(ModelError, match="takes 3 channels"):
