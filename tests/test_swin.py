@@ -85,6 +85,16 @@ def test_models_without_a_head(name):
         assert np.isfinite(explainer.explain(pixels, method, target).relevance).all()
 
 
+def test_a_folder_is_a_model(tmp_path):
+    model: Any = odd("transformers swin v2")[0]
+    model.config.id2label = {number: f"name {number}" for number in range(4)}
+    model.save_pretrained(tmp_path / "tuned")
+    explainer, pixels = Explainer(str(tmp_path / "tuned")), torch.randn(1, 3, *ODD)
+    assert explainer.labels == [f"name {number}" for number in range(4)] and explainer.preprocessing.size == ODD
+    expected = Explainer(model).attribute(pixels, 1, "gae")
+    torch.testing.assert_close(explainer.attribute(pixels, 1, "gae"), expected)
+
+
 def test_refusals():
     transformers = pytest.importorskip("transformers")
     config: Any = SWINS["transformers swin, eager"](ODD).config
