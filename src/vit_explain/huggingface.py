@@ -81,7 +81,7 @@ class HuggingFace:
         return name_of(model)
 
     def names(self) -> list[str]:
-        return [f"{PREFIX}*"]
+        return []  # one family says it for all
 
     def load(self, name: str, checkpoint: Path | None) -> nn.Module:
         return from_hub(name, checkpoint)

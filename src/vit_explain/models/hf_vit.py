@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..family import register
-from ..huggingface import HuggingFace, head_of, type_of, vision_of
+from ..huggingface import PREFIX, HuggingFace, head_of, type_of, vision_of
 from ..structure import anatomy_of, check_size, output_projection, pair, replayed
 from ..types import Anatomy, Readout
 
@@ -83,6 +83,9 @@ class HuggingFaceViT(HuggingFace):
 
     def matches(self, model: nn.Module) -> bool:
         return type_of(model) in KINDS
+
+    def names(self) -> list[str]:
+        return [f"{PREFIX}*"]
 
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         kind, config = _kind(model), vision_of(model)
