@@ -16,7 +16,8 @@ help:
 	@echo "make test    install, then lint, type check and test"
 	@echo "make slow    the tests that take minutes"
 	@echo "make peers   the same maps as other packages give, which this installs"
-	@echo "make zoo     what of every timm model can be explained, into docs/model-support.md; takes an hour"
+	@echo "make zoo     what of every model can be explained, into docs/model-support.md; takes an hour;"
+	@echo "             make zoo PARTS=libraries without timm's, in minutes"
 	@echo "make bench   speed and memory beside the plain model, the original script and other packages;"
 	@echo "             make bench PARTS=\"speed memory\" for some of the tables"
 	@echo "make docs    write docs/methods.md from the methods themselves"
@@ -40,7 +41,7 @@ peers: $(VENV)/.bench
 	$(BIN)/python -m pytest -m peers tests/peers
 
 zoo: $(VENV)/.dev
-	$(BIN)/python benchmarks/zoo.py
+	$(BIN)/python benchmarks/zoo.py $(if $(PARTS),--parts $(PARTS))
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -207,6 +207,9 @@ FAMILIES: dict[str, Example] = {
             lambda: open_clip(attentional_pool=True, attn_pooler_queries=1, attn_pooler_heads=2, qk_norm=True), False
         )
     ),
+    "open_clip CoCa": Example(
+        prompted(lambda: open_clip(attentional_pool=True, attn_pooler_queries=5, attn_pooler_heads=2), False)
+    ),
     "timm in open_clip": Example(prompted(timm_in_open_clip, False)),
     "transformers CLIP with prompts": Example(prompted(lambda: pairs("CLIP"), True), SQUARE),
     "transformers SigLIP with prompts": Example(prompted(lambda: pairs("Siglip", "eager"), True), SQUARE, prefix=0),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit_explain import Explainer
@@ -82,7 +81,17 @@ def _change(before: Trace, after: Trace, number: int) -> Tensor:
 def _distance(trace: Trace, number: int, change: Tensor, cell: tuple[int, int]) -> int:
     """Cells between ``cell`` and the one that changed most."""
     layer, coarse, row = trace.layers[number], trace.anatomy.grid, change
-    if trace.anatomy.plan is not None:
+    plan = trace.anatomy.plan
+    if plan is not None:
         row = descended(trace.layers[:number], unmerged(layer, from_keys(layer, change)))
-    place = int(F.adaptive_avg_pool2d(trace.patches(row), coarse).argmax())
+    row = trace.patches(row)
+    # The coarse cells that the middles of the finer ones lie in, by pixels.
+    covers = trace.anatomy.covers if plan is None else plan.covers
+    rows, columns = (
+        ((torch.arange(fine) + 0.5) * pixels / fine / (whole / cells)).long().clamp(max=cells - 1)
+        for fine, pixels, whole, cells in zip(row.shape[1:], covers, trace.anatomy.covers, coarse, strict=True)
+    )
+    places = (rows[:, None] * coarse[1] + columns).flatten()
+    sums = torch.zeros(coarse[0] * coarse[1]).scatter_add(0, places, row.view(-1))
+    place = int((sums / torch.bincount(places, minlength=len(sums)).clamp_min(1)).argmax())
     return max(abs(place // coarse[1] - cell[0]), abs(place % coarse[1] - cell[1]))

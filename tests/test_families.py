@@ -133,14 +133,13 @@ def test_values_through_the_projection_are_what_attention_adds(name):
     """``W_O A v`` is what joins the tokens, up to one vector that is the same for all: the biases."""
     model, pixels = example(name), pictures(name)
     family, anatomy = family_of(model), anatomy_of(name, model)
-    if not anatomy.attended:
-        pytest.skip("no module puts out what attention adds")  # layer scale that is a bare parameter
     if "Gemma" in name:
         with pytest.raises(ModelError, match="normalises its projection"):
             family.projection(model, 0)
         return
     seen = look(model, pixels, {"attention", "values", "attended"}, anatomy)
     layers, _ = match(seen.layers, anatomy)
+    assert len(seen.attended) == len(layers)
     for number, (layer, added) in enumerate(zip(layers, seen.attended, strict=True)):
         assert layer.v is not None
         mixed = (layer.attention() @ layer.v).transpose(1, 2).flatten(2)

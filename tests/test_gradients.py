@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vit_explain import Explainer
-from vit_explain.errors import ModelError, OptionError
+from vit_explain.errors import OptionError
 from vit_explain.methods.fullgrad import BiasTap
 from vit_explain.pixel_paths import blurred
 from vit_explain.types import Anatomy, Readout
@@ -449,7 +449,7 @@ def test_biases_are_seen_however_tokens_are_laid_out():
     anatomy = Anatomy(("",), (2, 3), (2, 3), 1, Readout(tokens=(0,)), "")
 
     def terms(run: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        tap = BiasTap(anatomy, "sum")
+        tap = BiasTap(anatomy, "sum", 2)
         x = x.requires_grad_()
         with torch.enable_grad(), tap:
             out = run(x)
@@ -483,8 +483,11 @@ def test_biases_are_seen_however_tokens_are_laid_out():
     beside, total, weights = terms(lambda x: torch.cat([bias.expand(2, 1, 4) * 1.0, x], 1), torch.randn(2, 6, 4))
     assert (beside == 0).all()
     torch.testing.assert_close(total, (weights[:, 0] * bias).sum(1).detach())
-    with pytest.raises(ModelError, match="MultiheadAttention"):
-        terms(lambda x: nn.MultiheadAttention(4, 2, batch_first=True)(x, x, x)[0], torch.randn(2, 7, 4))
+    attention = nn.MultiheadAttention(4, 2, batch_first=True)  # its biases in front are zero at first
+    nn.init.normal_(attention.out_proj.bias)
+    inside, total, weights = terms(lambda x: attention(x, x, x)[0], torch.randn(2, 7, 4))
+    torch.testing.assert_close(inside.flatten(1), (weights * attention.out_proj.bias).sum(2)[:, 1:].detach())
+    torch.testing.assert_close(total, (weights * attention.out_proj.bias).flatten(1).sum(1).detach())
 
 
 # All of them --------------------------------------------------------------------------------------------------------

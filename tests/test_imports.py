@@ -23,7 +23,7 @@ LEVELS = [
     {"structure", "targets"},
     {"huggingface"},
     {"prompts"},
-    {"attention_paths", "contributions", "inquiry", "players", "timm_common"},
+    {"attention_paths", "contributions", "inquiry", "players", "timm_common", "torchvision_common"},
     {"catalogue", "inputs", "labels", "methods", "metrics", "models", "render", "sharing", "store"},
     {"charts", "explanation", "loading"},
     {"comparison"},

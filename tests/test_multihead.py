@@ -5,12 +5,16 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import lively
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from vit_explain import Explainer
 from vit_explain.biases import BiasTap
 from vit_explain.capture import AttentionTap
 from vit_explain.multihead import ASKS, OPENED, WHOLE
@@ -62,6 +66,33 @@ def test_what_is_captured_is_what_the_module_returns(case, batch_first):
     assert (returned is None) == (weights is None)
     if weights is not None:
         torch.testing.assert_close(returned, weights)
+
+
+def test_fullgrad_is_that_of_the_same_model_that_spells_attention_out():
+    """torchvision's ViT, and timm's with the same weights, which calls linear layers where it could be seen anyway."""
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    opened = lively(torchvision.models.VisionTransformer(40, 8, 2, 2, 24, 48, num_classes=4))
+    plain = VisionTransformer(40, 8, embed_dim=24, depth=2, num_heads=2, mlp_ratio=2, num_classes=4).eval()
+    names = {
+        "class_token": "cls_token", "conv_proj": "patch_embed.proj", "encoder.pos_embedding": "pos_embed",
+        "encoder.layers.encoder_layer_": "blocks.", "encoder.ln": "norm", "heads.head": "head", "ln_1": "norm1",
+        "ln_2": "norm2", "self_attention.in_proj_": "attn.qkv.", "self_attention.out_proj": "attn.proj",
+        "mlp.0": "mlp.fc1", "mlp.3": "mlp.fc2",
+    }  # fmt: skip
+    state = {}
+    for name, value in opened.state_dict().items():
+        for theirs, timms in names.items():
+            name = name.replace(theirs, timms)
+        state[name] = value
+    plain.load_state_dict(state)
+    pixels = torch.randn(2, 3, 40, 40)
+    torch.testing.assert_close(opened(pixels), plain(pixels), rtol=1e-4, atol=1e-5)
+    for combine in ("sum", "rescaled"):
+        found, expected = (Explainer(one).explain(pixels, "fullgrad", 1, combine=combine) for one in (opened, plain))
+        scale = np.abs(expected.relevance).max()
+        np.testing.assert_allclose(found.relevance, expected.relevance, rtol=1e-3, atol=1e-4 * scale)
+        np.testing.assert_allclose(found.facts["completeness_gap"], expected.facts["completeness_gap"], rtol=1e-3)
 
 
 def test_one_sequence_without_a_batch():

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from families import PROMPTS, SQUARE, Words, open_clip, pairs
-from small_models import SIZE
+from small_models import SIZE, lively
+from torch import nn
 
 from vit_explain import Explainer
 from vit_explain.errors import ModelError, TargetError
 from vit_explain.prompts import Prompted
+from vit_explain.registry import METHODS
 from vit_explain.targets import Contrast
 
 BUILD = {"CLIP": lambda: pairs("CLIP"), "Siglip": lambda: pairs("Siglip"), "open_clip": open_clip}
@@ -112,10 +114,63 @@ def test_blocks_that_scale_or_normalise_attention(options):
         explainer.attribute(pixels("open_clip"), None, "alti")
 
 
-def test_a_pooling_attention_of_several_queries_is_refused():
-    model = open_clip(attentional_pool=True, attn_pooler_queries=4, attn_pooler_heads=2)
-    with pytest.raises(ModelError, match="reads one of 4 queries"):
+def coca() -> Any:
+    """open_clip's CoCa, whose text decoder reads all queries of the pooling attention, and whose features the first."""
+    code = pytest.importorskip("open_clip", minversion="3.0").coca_model
+    torch.manual_seed(0)
+    text = {"context_length": 12, "vocab_size": 50, "width": 24, "heads": 2, "layers": 1}
+    return lively(
+        code.CoCa(
+            24,
+            multimodal_cfg=text,
+            text_cfg={**text, "embed_cls": True, "output_tokens": True},
+            vision_cfg={
+                "layers": 3, "width": 24, "head_width": 12, "patch_size": 8, "image_size": SIZE, "output_tokens": True,
+                "attentional_pool": True, "attn_pooler_queries": 5, "attn_pooler_heads": 2,
+            },
+        )
+    )  # fmt: skip
+
+
+def test_coca_is_read_at_the_first_query_of_its_pooling_attention():
+    """Every method says what it says of the same model with that query alone."""
+    many, alone = coca(), coca()
+    alone.visual.attn_pool.query = nn.Parameter(many.visual.attn_pool.query[:1].detach())
+    one, other = (Explainer(model, texts=PROMPTS, tokenizer=Words(11, False)) for model in (many, alone))
+    explained = []
+    for name, method in METHODS.items():
+        if "attention" not in method.needs:
+            continue
+        target = 1 if method.class_specific else None
+        options = {"steps": 2} if "steps" in method.options else {}
+        if name == "transformer_attribution":  # has no rule for projections that are parts of one parameter
+            with pytest.raises(ModelError, match="has no rule for"):
+                other.attribute(pixels("open_clip"), target, name)
+            continue
+        expected, found = (each.attribute(pixels("open_clip"), target, name, **options) for each in (other, one))
+        scale = float(expected.abs().max())
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * scale), name
+        explained.append(name)
+    assert {"attention", "rollout", "gradient_rollout", "gae", "legrad", "tam", "beyond_intuition"} <= set(explained)
+
+
+@pytest.mark.parametrize("pool", [{"attentional_pool": "parallel"}, {"attentional_pool": True, "pool_type": "avg"}])
+def test_other_poolings_of_several_queries_are_refused(pool):
+    model = open_clip(attn_pooler_queries=4, attn_pooler_heads=2, **pool)
+    with pytest.raises(ModelError, match="two pooling attentions, or several queries of one"):
         Explainer(model, texts=PROMPTS, tokenizer=Words(12, False)).explain(pixels("open_clip"))
+
+
+def test_naflex_is_refused_with_what_works():
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    config = transformers.Siglip2Config(vision_config=small, text_config={**small, "projection_size": 24})
+    refusal = "takes pictures as lists of patches.* are of the Siglip classes.*naflexvit_base_patch16_siglip"
+    for texts in (None, PROMPTS):
+        with pytest.raises(ModelError, match=f"Siglip2Model {refusal}"):
+            Explainer(transformers.Siglip2Model(config).eval(), texts=texts, tokenizer=Words(12, True))
+    with pytest.raises(ModelError, match=f"Siglip2ForImageClassification {refusal}"):
+        Explainer(transformers.Siglip2ForImageClassification(config).eval())
 
 
 def test_gradient_checkpointing_is_refused_with_the_remedy():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from vit_explain import list_models
 from vit_explain.capture import look, match
 from vit_explain.family import family_of
 from vit_explain.types import Layer
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 
 def captured(name: str) -> tuple[Any, tuple[int, int], list[Layer], Any]:
@@ -39,3 +43,34 @@ def test_every_name_is_captured_completely(name):
     assert (pool is not None) == anatomy.readout.attention
     assert anatomy.covers[0] <= size[0] and anatomy.covers[1] <= size[1]
     assert family.classes(model) in (0, family.logits(output).shape[1])
+
+
+# One a family that only the zoo builds at its usual size of pictures, or whose answers depend on the class.
+LIBRARY_CLASSES = ("ViTModel", "IJepaForImageClassification", "SwinModel", "Swinv2ForImageClassification", "CLIPModel")
+
+
+@pytest.mark.parametrize("name", LIBRARY_CLASSES)
+def test_classes_of_transformers_at_their_usual_size(name):
+    pytest.importorskip("transformers")
+    from zoo_libraries import TRANSFORMERS, of_class
+
+    found = of_class(next(one for one in TRANSFORMERS if one.name == name))
+    assert found.attention and found.numbers == "ok", found
+
+
+@pytest.mark.parametrize("name", ["swin_t", "swin_v2_t", "vit_b_16"])
+def test_names_of_torchvision_are_captured_completely(name):
+    models = pytest.importorskip("torchvision").models
+    from zoo_checks import captured as found_in
+
+    with torch.device("meta"):
+        assert found_in(models.get_model(name).eval(), name, "torchvision").attention
+
+
+def test_the_zoo_writes_its_parts_apart():
+    from zoo import HEAD, PARTS, merged
+
+    timm_title, other = (title for title, _ in PARTS.values())
+    both = merged(merged("", {other: "| b |"}), {timm_title: "| a |"})
+    assert both == f"{HEAD}\n## {timm_title}\n\n| a |\n\n## {other}\n\n| b |\n"
+    assert merged(both, {other: "| c |"}) == both.replace("| b |", "| c |")

@@ -3,18 +3,17 @@ attention that the head reads through, also averaged along a path of images."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .capture import AttentionTap
+from .capture import AttentionTap, read_queries, with_gradient
 from .errors import OptionError, TargetError
 from .placed import by_block, from_keys, skipped, unmerged, windowed
 from .propagate import HeadFusion, Weights, fused_blocks, support
-from .types import ALL, Inquiry, Layer, Trace
+from .types import ALL, Inquiry, Layer, Readout, Trace
 
 # What a look has to keep for ``read_attention``.
 READ_NEEDS = ("attention", "tokens", "graph")
@@ -134,20 +133,20 @@ def start_of(trace: Trace, method: str, start_layer: int | None, default: int) -
     return start_layer
 
 
-def through_pool(inquiry: Inquiry, tokens: Tensor) -> tuple[Layer, Any]:
+def through_pool(inquiry: Inquiry, tokens: Tensor, readout: Readout) -> tuple[Layer, Any]:
     """What the model would return had ``tokens`` left its last block, and the pooling attention on the way there."""
     with AttentionTap(gradient=True, values=True) as tap:
         output = inquiry.lens(tokens)
-    return tap.layers[-1], output
+    return read_queries(tap.layers[-1], readout), output
 
 
-def with_gradient(layer: Layer, value: Tensor) -> Layer:
+def differentiated(layer: Layer, value: Tensor) -> Layer:
     """The layer with ``∂value/∂out``, and no longer in the graph; one number an image: value (B,)."""
     if not value.requires_grad:
         raise TargetError("the target does not depend on what the model sees, so there is nothing to explain")
     assert layer.out is not None
     (found,) = torch.autograd.grad(value.sum(), [layer.out], retain_graph=True)
-    return dataclasses.replace(layer, out=None, grad_out=found)
+    return with_gradient(layer, found)
 
 
 def integrated_gradient(trace: Trace, steps: int) -> Tensor:
@@ -181,5 +180,5 @@ def read_attention(look: Trace) -> Layer:
         if look.pool is None:
             layer, output = look.layers[-1], look.inquiry.lens(look.tokens[-1])
         else:
-            layer, output = through_pool(look.inquiry, look.tokens[-1])
-        return with_gradient(layer, look.inquiry.value(output))
+            layer, output = through_pool(look.inquiry, look.tokens[-1], look.anatomy.readout)
+        return differentiated(layer, look.inquiry.value(output))

@@ -27,7 +27,7 @@ from .errors import CaptureError, TargetError
 from .heap import release_holes
 from .hooks import hooked
 from .multihead import WHOLE, multi_head_attention
-from .types import Anatomy, Layer, Placement, Plan, Trace
+from .types import Anatomy, Layer, Placement, Plan, Readout, Trace
 
 _SPARE = threading.local()
 
@@ -252,6 +252,7 @@ def _watch_tokens(
     stack: ExitStack, model: nn.Module, seen: Seen, needs: Container[str], anatomy: Anatomy, gradient: bool
 ) -> None:
     length = anatomy.prefix + anatomy.grid[0] * anatomy.grid[1]
+    awaited = set(anatomy.attended)
 
     def checked(tokens: Any, where: str) -> Tensor:
         if not isinstance(tokens, Tensor) or tokens.ndim != 3 or tokens.shape[1] != length:
@@ -264,7 +265,9 @@ def _watch_tokens(
         return seen.tokens[-1]
 
     def keep_attended(added: Any, where: str) -> Any:
-        seen.attended.append(checked(added, where).detach())
+        if where in awaited:  # stochastic depth is sometimes one module that acts on the MLP's output as well
+            awaited.remove(where)
+            seen.attended.append(checked(added, where).detach())
         return added
 
     def keep_features(features: Any) -> Tensor:
@@ -347,7 +350,12 @@ def match(layers: list[Layer], anatomy: Anatomy) -> tuple[list[Layer], Layer | N
                 f"{name}: attention of {queries} queries over {keys} keys was seen, but the model family says "
                 f"{anatomy.prefix} prefix tokens and a {anatomy.grid[0]}x{anatomy.grid[1]} grid, {tokens} tokens"
             )
-    return (layers[:-1], layers[-1]) if pooled else (layers, None)
+    return (layers[:-1], read_queries(layers[-1], anatomy.readout)) if pooled else (layers, None)
+
+
+def read_queries(pool: Layer, readout: Readout) -> Layer:
+    """A pooling attention with the queries that the head reads."""
+    return pool if readout.queries is None else pool.first(readout.queries)
 
 
 def _match_plan(layers: list[Layer], plan: Plan) -> list[Layer]:
@@ -375,6 +383,11 @@ def _match_plan(layers: list[Layer], plan: Plan) -> list[Layer]:
     return [layer for layer, _ in placed]
 
 
+def with_gradient(layer: Layer, gradient: Tensor) -> Layer:
+    """The layer with ``∂y/∂out`` of the queries it has, and no longer in the graph."""
+    return dataclasses.replace(layer, out=None, grad_out=gradient[:, :, : layer.shape[2]])
+
+
 def differentiate(trace: Trace, value: Tensor, needs: Container[str], *, keep_graph: bool) -> Trace:
     """The trace with the gradients of numbers y (B,) that came out of the look: of attention outputs, tokens, pixels.
 
@@ -390,7 +403,7 @@ def differentiate(trace: Trace, value: Tensor, needs: Container[str], *, keep_gr
     wanted = [*outs, *trace.tokens, *features, *pixels, *biases]
     found = torch.autograd.grad(value.sum(), wanted, retain_graph=keep_graph, allow_unused=True)
     gradients = iter(torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found, strict=True))
-    known = [dataclasses.replace(layer, out=None, grad_out=by_window(next(gradients), layer.place)) for layer in calls]
+    known = [with_gradient(layer, by_window(next(gradients), layer.place)) for layer in calls]
     pool = None if trace.pool is None else known.pop()
     return dataclasses.replace(
         trace,

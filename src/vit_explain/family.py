@@ -67,6 +67,19 @@ class Family(Protocol):
         ...
 
 
+class Placed:
+    """The answers of families of whose attention it is known where it lies, and no more."""
+
+    def lens(self, model: Any, tokens: Tensor) -> Any:
+        raise ModelError(f"what the head of {self.name(model)} makes of other tokens is not known")
+
+    def projection(self, model: Any, block: int) -> Tensor:
+        raise ModelError(f"what becomes of values in the attention of {self.name(model)} is not known")
+
+    def name(self, model: Any) -> str:
+        return type(model).__name__
+
+
 FAMILIES: list[Family] = []
 
 

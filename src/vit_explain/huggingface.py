@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .errors import ModelError, reason
 from .image import Preprocessing
-from .structure import pair
+from .structure import pair, part
 from .weights import load_weights, read_state
 
 PREFIX = "hf/"
@@ -32,8 +32,59 @@ CUSTOMS = {
     "dinov3_vit": (IMAGENET, "squash"),
     "clip": (OPENAI, "center"),
     "clip_vision_model": (OPENAI, "center"),
+    "detr": (IMAGENET, "squash"),
+    "yolos": (IMAGENET, "squash"),
+    "swin": (IMAGENET, "squash"),
+    "swinv2": (IMAGENET, "squash"),
 }
 CUSTOM = ((HALF, HALF), "squash")
+SEEN = ("sdpa", "eager")  # ways to compute attention that can be intercepted
+# These take texts as well, or leave out patches at random, or return something else than scores or one vector.
+OTHERS = ("Masked", "SemanticSegmentation", "Backbone", "PreTraining", "Text")
+SUPPORTED = (
+    "transformers ViT, DeiT, ViT-MSN, BEiT, Data2Vec, DINOv2, DINOv3, I-JEPA, CLIP, SigLIP, Swin and Swin V2 image "
+    "models"
+)
+
+
+class HuggingFace:
+    """The answers of a family of transformers' image models that do not depend on its blocks."""
+
+    def refuses(self, model: nn.Module) -> str | None:
+        if not ours(model):
+            return None
+        return unfit(model) or f"transformers' {type(model).__name__} is not supported; supported: {SUPPORTED}"
+
+    def check_visible(self, model: nn.Module) -> None:
+        """``ModelError`` where attention is computed in a way that cannot be intercepted."""
+        how = getattr(vision_of(model), "_attn_implementation", None) or SEEN[0]
+        if how not in SEEN:
+            raise ModelError(
+                f"{self.name(model)} computes attention with {how}, which cannot be seen: call "
+                f'model.set_attn_implementation("{SEEN[0]}") first'
+            )
+
+    def classes(self, model: nn.Module) -> int:
+        head = head_of(model)
+        return head.out_features if isinstance(head, nn.Linear) else 0
+
+    def logits(self, output: Any) -> Tensor:
+        return scores_of(output)
+
+    def preprocessing(self, model: nn.Module) -> Preprocessing:
+        return processing(model, pair(vision_of(model).image_size))
+
+    def labels(self, model: nn.Module) -> list[str] | None:
+        return labels_of(model, self.classes(model))
+
+    def name(self, model: nn.Module) -> str:
+        return name_of(model)
+
+    def names(self) -> list[str]:
+        return []  # one family says it for all
+
+    def load(self, name: str, checkpoint: Path | None) -> nn.Module:
+        return from_hub(name, checkpoint)
 
 
 def transformers_module() -> Any:
@@ -113,6 +164,54 @@ def _class_of(transformers: Any, config: Any) -> Any:
 def ours(model: nn.Module) -> bool:
     """Whether a model is of one of transformers' classes, or of a class made of one."""
     return any(kind.__module__.startswith("transformers.models.") for kind in type(model).__mro__)
+
+
+def packed(model: nn.Module) -> str | None:
+    """Why one tensor of pixels is not what a model takes; None where it is."""
+    if not ours(model) or not _class_name(model).startswith("Siglip2"):
+        return None
+    return (
+        f"{_class_name(model)} takes pictures as lists of patches (NaFlex), each with a grid of its own, and not one "
+        "tensor of pixels; SigLIP 2's checkpoints of one resolution are of the Siglip classes, and timm's "
+        "naflexvit_base_patch16_siglip holds NaFlex weights: load one of them instead"
+    )
+
+
+def _class_name(model: nn.Module) -> str:
+    return next(kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers.")).__name__
+
+
+def unfit(model: nn.Module) -> str | None:
+    """Why a model is neither a classifier nor an image encoder, by the name of its class; None where it may be one."""
+    if (reason := packed(model)) is not None:
+        return reason
+    name = _class_name(model)
+    if name.startswith("ViTMAE"):
+        return (
+            f"{name} leaves out patches at random, and has the others in random order; load its encoder "
+            "as a ViT, which sees all of them: transformers.ViTModel.from_pretrained(...)"
+        )
+    if hasattr(model, "get_text_features"):
+        return f'{name} compares pictures with texts: give texts=["a photo of a ..."] (--text)'
+    if any(word in name for word in OTHERS):
+        return f"{name} is neither a classifier nor an image encoder alone; load another class of its weights"
+    return None
+
+
+def type_of(model: nn.Module) -> str:
+    """The type of model that its configuration names; '' for what is not of transformers, or is unfit."""
+    fits = ours(model) and unfit(model) is None
+    return getattr(getattr(model, "config", None), "model_type", "") if fits else ""
+
+
+def vision_of(model: Any) -> Any:
+    """The configuration of the image model."""
+    return getattr(model.config, "vision_config", model.config)
+
+
+def head_of(model: Any) -> Any:
+    """The classifier; None where there is none."""
+    return part(model, ("classifier", "cls_classifier"))[1]
 
 
 def name_of(model: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -84,6 +84,51 @@ def in_windows(windows: Tensor, tokens: int, merged: Tensor | None = None, *, wi
     return Placement(windows, windows, tokens, tokens, merged=merged, windows_first=windows_first)
 
 
+def shifted(grid: Grid, window: Grid, shift: Grid, merged: Tensor | None = None, *, padded: bool = False) -> Placement:
+    """Self-attention inside windows of a grid that was rolled up and to the left by ``shift`` before it was cut.
+
+    ``padded``: where windows do not divide the grid, whether it was padded before it was rolled, and not after.
+    """
+    tokens = grid[0] * grid[1]
+    numbers = _padded(numbered(grid), window, tokens) if padded else numbered(grid)
+    rolled = numbers.roll((-shift[0], -shift[1]), (0, 1))
+    return in_windows(blocks(rolled, window, padding=tokens), tokens, merged)
+
+
+def merged_by_two(finer: Grid) -> tuple[Grid, Tensor]:
+    """The grid of 2×2 tokens merged into one each, and which one each token is merged into; an odd grid is padded."""
+    grid = halved(finer)
+    even = (2 * grid[0], 2 * grid[1])
+    return grid, coarser(even, grid).view(even)[: finer[0], : finer[1]].flatten()
+
+
+def swin_places(
+    grid: Grid,
+    stages: Iterable[Sequence[Any]],
+    windows: Callable[[Any, Grid], tuple[Grid, Grid]],
+    *,
+    merges: Callable[[int], bool] = bool,
+    padded: bool = False,
+) -> tuple[list[Placement], Grid, int]:
+    """The calls of a Swin Transformer whose first tokens lie on this grid, the grid of its last ones, and how many of
+    the first ones, along each side, are merged into one of the last.
+
+    ``stages``: the blocks of each. ``windows``: (window, shift) of a block on a grid. ``merges``: whether tokens merge
+    before the stage of this number, by default before all but the first. ``padded``: see ``shifted``.
+    """
+    places: list[Placement] = []
+    side = 1
+    for number, stage in enumerate(stages):
+        merged = None
+        if merges(number):
+            (grid, merged), side = merged_by_two(grid), 2 * side
+        for block in stage:
+            window, shift = windows(block, grid)
+            places.append(shifted(grid, window, shift, merged, padded=padded))
+            merged = None
+    return places, grid, side
+
+
 def whole(tokens: int, merged: Tensor | None = None) -> Placement:
     """Self-attention of all tokens."""
     return in_windows(torch.arange(tokens)[None], tokens, merged)
@@ -122,7 +167,7 @@ def laid_out(
     grid: Grid,
     *,
     covers: Grid | None = None,
-    stride: int | None = None,
+    stride: Grid | None = None,
     prefix: int = 0,
     readout: Readout,
     features: str,
@@ -133,12 +178,12 @@ def laid_out(
     """The anatomy of a model for pixels of this size whose tokens begin on the grid ``first`` and end on ``grid``.
 
     ``covers``: pixels that the first grid stands for, by default the whole picture. ``stride``: pixels between the last
-    grid's tokens, by default what makes them cover the picture. No places: how attention mixes tokens is not known, or
-    it does not mix them.
+    grid's tokens, down and across, by default what makes them cover the picture. No places: how attention mixes tokens
+    is not known, or it does not mix them.
     """
     plan = Plan(first, covers or size, prefix, tuple(places), reason)
     # Cells are of whole pixels; where they do not divide the picture, the last ones reach beyond it.
-    down, across = (stride or -(-whole // cells) for whole, cells in zip(size, grid, strict=True))
+    down, across = stride or (-(-whole // cells) for whole, cells in zip(size, grid, strict=True))
     whole_cells = (grid[0] * down, grid[1] * across)
     return Anatomy(
         (),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .capture import evaluation_mode
 from .errors import ModelError, TargetError
-from .huggingface import transformers_module
+from .huggingface import packed, transformers_module
 
 Tokenizer = Callable[..., Any]
 HF_TEXTS, OPEN_CLIP_TEXTS = "get_text_features", "encode_text"
@@ -32,6 +32,8 @@ class Prompted(nn.Module):
     def __init__(self, model: nn.Module, prompts: Sequence[str], tokenizer: Tokenizer | None = None) -> None:
         super().__init__()
         self.prompts = _checked(prompts)
+        if (reason := packed(model)) is not None:
+            raise ModelError(reason)
         if not compares(model):
             raise ModelError(f"{type(model).__name__} does not compare pictures with texts: leave the texts out")
         tokenizer = tokenizer or TOKENIZERS.get(model) or _tokenizer_of(model)

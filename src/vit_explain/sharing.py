@@ -258,9 +258,12 @@ def layout_refusal(method: Method, needs: frozenset[str], anatomy: Anatomy) -> s
     plan = anatomy.plan
     if plan is None:
         return None
-    has_attention, others = bool(plan.places), "a gradient, class activation map or perturbation method"
+    has_attention = bool(plan.places)
+    others = f"a gradient{', class activation map' if anatomy.features else ''} or perturbation method"
     if method.any_layout and not has_attention:
         return f"{plan.reason}, so {method.name} has no attention between tokens to read; use {others}"
+    if "features" in needs and not anatomy.features:
+        return f"{plan.reason}, so {method.name} finds no vector a patch; use {others} instead"
     if not method.any_layout and (needs & PLAIN_NEEDS or method.within is not None):
         also = "rollout, gradient_rollout, gae or attention, or " if has_attention else ""
         return f"{plan.reason}, which {method.name} is not defined for; use {also}{others}"

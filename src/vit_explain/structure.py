@@ -23,6 +23,7 @@ PROJECTIONS = ("o_proj", "out_proj", "proj", "output.dense")
 SCALES = ("layer_scale1", "ls1", "ls_1")
 SCALE_WEIGHTS = ("lambda1", "gamma")
 BARE_SCALES = ("lambda_1", "gamma_1")
+STOCHASTIC = ("drop_path", "drop_path1")  # depth, in training; otherwise this lets everything pass
 
 
 def part(module: Any, names: Sequence[str]) -> tuple[str, Any]:
@@ -52,7 +53,9 @@ def anatomy_of(
     last = model.get_submodule(blocks[-1])
     scale, _ = part(last, SCALES)
     attention, _ = part(last, ATTENTION)
-    bare, _ = part(last, BARE_SCALES)  # then no module puts out what is added
+    added = scale or attention
+    if part(last, BARE_SCALES)[0]:  # then only what comes behind it puts out what is added
+        added, _ = part(last, STOCHASTIC)
     return Anatomy(
         tuple(blocks),
         grid,
@@ -61,7 +64,7 @@ def anatomy_of(
         readout,
         features=f"{blocks[-1]}.{part(last, NORMS)[0]}",
         undroppable=undroppable,
-        attended=() if bare else tuple(f"{block}.{scale or attention}" for block in blocks),
+        attended=tuple(f"{block}.{added}" for block in blocks) if added else (),
         unread=unread,
         remembers=remembers,
     )

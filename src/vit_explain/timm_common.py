@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .errors import ModelError, reason
+from .family import Placed
 from .image import Preprocessing
 from .layouts import laid_out
 from .types import Anatomy, Readout
@@ -35,7 +36,7 @@ SIDE_BY_SIDE = ParallelThingsBlock
 DIFFERENTIAL = (DiffAttention, DiffParallelScalingBlock)
 
 
-class Timm:
+class Timm(Placed):
     """The answers of a family of timm models that do not depend on its blocks."""
 
     modules: tuple[str, ...] = ()  # files of timm.models whose names this family loads
@@ -47,12 +48,6 @@ class Timm:
 
     def refuses(self, model: nn.Module) -> str | None:
         return None
-
-    def lens(self, model: Any, tokens: Tensor) -> Any:
-        raise ModelError(f"what the head of {self.name(model)} makes of other tokens is not known")
-
-    def projection(self, model: Any, block: int) -> Tensor:
-        raise ModelError(f"what becomes of values in the attention of {self.name(model)} is not known")
 
     def readout(self, model: Any) -> Readout:
         """The mean of the patches where the model pools by average, else the class token."""

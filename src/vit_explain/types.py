@@ -107,6 +107,16 @@ class Layer:
         assert known is not None
         return known.device
 
+    def first(self, queries: int) -> Layer:
+        """The same call, as if it had its first queries alone."""
+        n = self.shape[2]
+        return replace(
+            self,
+            q=None if self.q is None else self.q[:, :, :queries],
+            probabilities=None if self.probabilities is None else self.probabilities[:, :, :queries],
+            dropped=self.dropped + n - queries,
+        )
+
     def blocks(self, images: slice = ALL, rows: slice = ALL) -> Iterator[tuple[slice, slice]]:
         """(images, rows) slices that together cover the given ones, each of about ``BLOCK_ELEMENTS`` numbers."""
         b, h, n, m = self.shape
@@ -171,13 +181,15 @@ class Readout:
     """How the head reads the last block's tokens.
 
     The mean of the listed prefix ``tokens`` and, with ``patches``, of all patch tokens; or, with ``attention``, one
-    more attention call whose queries are learned, the last one captured. ``beside``: the head reads the mean of the
-    tokens and the mean of the patches side by side, so that each of the two counts for one half.
+    more attention call whose queries are learned, the last one captured. ``queries``: of these how many, the first
+    ones, where it does not read all. ``beside``: the head reads the mean of the tokens and the mean of the patches side
+    by side, so that each of the two counts for one half.
     """
 
     tokens: tuple[int, ...] = ()
     patches: bool = False
     attention: bool = False
+    queries: int | None = None
     beside: bool = False
 
 
@@ -190,9 +202,9 @@ class Anatomy:
     covers: tuple[int, int]  # pixels (height, width) of the input that the grid stands for, from its upper left corner
     prefix: int
     readout: Readout
-    features: str  # name of the module whose output CAMs read: the tokens as the last attention gets them
+    features: str  # name of the module whose output CAMs read: the tokens as the last attention gets them; "" for none
     undroppable: str | None = None  # why patches cannot be left out as tokens; None where they can
-    attended: tuple[str, ...] = ()  # modules whose output attention adds to the tokens, one a block; empty if unknown
+    attended: tuple[str, ...] = ()  # modules of which the first output is what attention adds, one a block; or unknown
     plan: Plan | None = None  # where the blocks above are not what happens; ``grid`` and ``prefix`` are of ``features``
     unread: int = 0  # attention calls after those of the blocks that the head does not read
     remembers: bool = False  # whether its code keeps tensors for later calls, which inference mode would spoil

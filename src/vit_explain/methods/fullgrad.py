@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import ModelError
+from ..multihead import WHOLE, multi_head_attention
 from ..pixel_paths import Level, on_level
 from ..registry import method
 from ..types import Anatomy, Attribution, Trace
@@ -55,7 +55,7 @@ def fullgrad(trace: Trace, *, combine: Combine = "sum", level: Level = "patches"
     not in the terms, so its gap is often above 1. Biases that are added to attention scores are left out too.
     """
     assert trace.y is not None
-    tap = BiasTap(trace.anatomy, combine)
+    tap = BiasTap(trace.anatomy, combine, len(trace.pixels))
     gradient = trace.inquiry.again(trace.pixels, {"pixels", "gradient"}, tap).pixel_gradient
     assert gradient is not None
     terms = trace.pixels.float() * gradient.float()
@@ -74,16 +74,21 @@ class BiasTap(TorchFunctionMode):
     The gradient is read where it passes the biased operation's output, by a hook on that one tensor of the graph.
     """
 
-    def __init__(self, anatomy: Anatomy, combine: Combine) -> None:
+    def __init__(self, anatomy: Anatomy, combine: Combine, images: int) -> None:
         super().__init__()
-        self.anatomy, self.combine = anatomy, combine
+        self.anatomy, self.combine, self.images = anatomy, combine, images
+        self._inside = False  # of nn.MultiheadAttention, where tokens come before images
         self.map: Tensor = torch.zeros(())  # (B, h, w) after the backward
         self.total: Tensor = torch.zeros(())  # (B,)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.multi_head_attention_forward:
-            raise ModelError("fullgrad cannot see the biases inside torch.nn.MultiheadAttention; try input_x_gradient")
+        if func is WHOLE:
+            self._inside = True
+            try:
+                return multi_head_attention(self, *args, **kwargs)
+            finally:
+                self._inside = False
         name = getattr(func, "__name__", "")
         # What is added in place is no longer there afterwards.
         constants = self._constants(name, args, kwargs)
@@ -111,10 +116,12 @@ class BiasTap(TorchFunctionMode):
 
     def _watch(self, result: Tensor, bias: Tensor, channels_first: bool) -> None:
         if result.requires_grad:
-            result.register_hook(partial(self._record, bias.detach(), channels_first))
+            result.register_hook(partial(self._record, bias.detach(), channels_first, self._inside))
 
-    def _record(self, bias: Tensor, channels_first: bool, gradient: Tensor) -> None:
+    def _record(self, bias: Tensor, channels_first: bool, inside: bool, gradient: Tensor) -> None:
         terms = gradient.detach().float() * bias.float()
+        if inside:  # (N, B, C) or (N·B, C)
+            terms = terms.reshape(-1, self.images, terms.shape[-1]).transpose(0, 1)
         self.total = self.total.to(terms.device) + terms.flatten(1).sum(1)
         placed = self._placed(terms, channels_first)
         if placed is not None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..attention_paths import column_sums, on_tokens, through_pool, with_gradient
+from ..attention_paths import column_sums, differentiated, on_tokens, through_pool
 from ..errors import OptionError
 from ..options import Range
 from ..registry import method
@@ -55,11 +55,11 @@ def _own_score(trace: Trace, number: int) -> Layer:
     tokens, inquiry = trace.tokens[number + 1], trace.inquiry
     with torch.enable_grad():
         if trace.pool is not None:
-            layer, output = through_pool(inquiry, tokens.detach())
+            layer, output = through_pool(inquiry, tokens.detach(), trace.anatomy.readout)
         else:
             # The head may read any token: each of them is the mean.
             layer, output = trace.layers[number], inquiry.lens(tokens.mean(1, keepdim=True).expand_as(tokens))
-        return with_gradient(layer, inquiry.value(output))
+        return differentiated(layer, inquiry.value(output))
 
 
 def _positive(layer: Layer, images: slice, rows: slice) -> Tensor:

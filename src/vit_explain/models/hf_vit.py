@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..family import register
-from ..huggingface import PREFIX, from_hub, labels_of, name_of, ours, processing, scores_of
-from ..image import Preprocessing
-from ..structure import anatomy_of, check_size, output_projection, pair, part, replayed
+from ..huggingface import PREFIX, HuggingFace, head_of, type_of, vision_of
+from ..structure import anatomy_of, check_size, output_projection, pair, replayed
 from ..types import Anatomy, Readout
 
 CLASS, PATCHES, POOL = Readout(tokens=(0,)), Readout(patches=True), Readout(attention=True)
@@ -75,46 +73,23 @@ KINDS = {
     "siglip": SIGLIP,
     "siglip_vision_model": SIGLIP,
 }
-SEEN = ("sdpa", "eager")  # ways to compute attention that can be intercepted
-# These take texts as well, or leave out patches at random, or return something else than scores or one vector.
-OTHERS = ("Masked", "SemanticSegmentation", "Backbone", "PreTraining", "Text")
 
 
 @register
-class HuggingFaceViT:
+class HuggingFaceViT(HuggingFace):
     """Models that one entry of ``KINDS`` describes."""
 
     title = "transformers ViT, DeiT, ViT-MSN, BEiT, Data2Vec, DINOv2, DINOv3, I-JEPA, CLIP and SigLIP image models"
 
     def matches(self, model: nn.Module) -> bool:
-        return ours(model) and _kind_of(model) is not None and self._unfit(model) is None
+        return type_of(model) in KINDS
 
-    def refuses(self, model: nn.Module) -> str | None:
-        if not ours(model):
-            return None
-        return self._unfit(model) or (f"transformers' {type(model).__name__} is not supported; supported: {self.title}")
-
-    def _unfit(self, model: Any) -> str | None:
-        name = next(kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers.")).__name__
-        if name.startswith("ViTMAE"):
-            return (
-                f"{name} leaves out patches at random, and has the others in random order; load its encoder "
-                "as a ViT, which sees all of them: transformers.ViTModel.from_pretrained(...)"
-            )
-        if hasattr(model, "get_text_features"):
-            return f'{name} compares pictures with texts: give texts=["a photo of a ..."] (--text)'
-        if any(word in name for word in OTHERS):
-            return f"{name} is neither a classifier nor an image encoder alone; load another class of its weights"
-        return None
+    def names(self) -> list[str]:
+        return [f"{PREFIX}*"]
 
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
-        kind, config = _kind(model), _vision(model)
-        how = getattr(config, "_attn_implementation", None) or SEEN[0]
-        if how not in SEEN:
-            raise ModelError(
-                f"{self.name(model)} computes attention with {how}, which cannot be seen: call "
-                f'model.set_attn_implementation("{SEEN[0]}") first'
-            )
+        kind, config = _kind(model), vision_of(model)
+        self.check_visible(model)
         size, patch = pair(config.image_size), pair(config.patch_size)
         check_size(self.name(model), shape, config.num_channels, size if kind.fixed else None)
         grid = (shape[1] // patch[0], shape[2] // patch[1])
@@ -138,64 +113,28 @@ class HuggingFaceViT:
         )
 
     def lens(self, model: Any, tokens: Tensor) -> Any:
-        config = _vision(model)
+        config = vision_of(model)
         size = pair(config.image_size if _kind(model).fixed else config.patch_size)
         return replayed(model, _blocks(model)[-1], (config.num_channels, *size), tokens)
 
     def projection(self, model: Any, block: int) -> Tensor:
         return output_projection(model.get_submodule(_blocks(model)[block]))
 
-    def classes(self, model: Any) -> int:
-        head = _head(model)
-        return head.out_features if isinstance(head, nn.Linear) else 0
-
-    def logits(self, output: Any) -> Tensor:
-        return scores_of(output)
-
-    def preprocessing(self, model: Any) -> Preprocessing:
-        return processing(model, pair(_vision(model).image_size))
-
-    def labels(self, model: Any) -> list[str] | None:
-        return labels_of(model, self.classes(model))
-
-    def name(self, model: Any) -> str:
-        return name_of(model)
-
-    def names(self) -> list[str]:
-        return [f"{PREFIX}*"]
-
-    def load(self, name: str, checkpoint: Path | None) -> nn.Module:
-        return from_hub(name, checkpoint)
-
-
-def _kind_of(model: Any) -> Kind | None:
-    return KINDS.get(getattr(getattr(model, "config", None), "model_type", ""))
-
 
 def _kind(model: Any) -> Kind:
-    kind = _kind_of(model)
-    assert kind is not None  # else the family does not match
-    return kind
-
-
-def _vision(model: Any) -> Any:
-    return getattr(model.config, "vision_config", model.config)
-
-
-def _head(model: Any) -> Any:
-    return part(model, ("classifier", "cls_classifier"))[1]
+    return KINDS[model.config.model_type]
 
 
 def _readout(model: Any) -> Readout:
-    config = _vision(model)
+    config = vision_of(model)
     if hasattr(model, "distillation_classifier"):
         return Readout(tokens=(0, 1))  # the mean of the class head and the distillation head
-    return _kind(model).base(config) if _head(model) is None else _kind(model).classifier(config)
+    return _kind(model).base(config) if head_of(model) is None else _kind(model).classifier(config)
 
 
 def _blocks(model: Any) -> list[str]:
     """Names of the blocks: the list of as many modules as the configuration has layers, wherever a version keeps it."""
-    number = _vision(model).num_hidden_layers
+    number = vision_of(model).num_hidden_layers
     path = next(
         path for path, inner in model.named_modules() if isinstance(inner, nn.ModuleList) and len(inner) == number
     )

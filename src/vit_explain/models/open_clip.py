@@ -49,12 +49,12 @@ class OpenClipImages:
 
     def _readout(self, model: Any) -> Readout:
         if model.attn_pool is not None:
-            if len(model.attn_pool.query) > 1:
+            if model.attn_pool_contrastive is not None or (model.pool_type != "tok" and len(model.attn_pool.query) > 1):
                 raise ModelError(
-                    f"{self.name(model)} reads one of {len(model.attn_pool.query)} queries of its pooling attention, "
-                    "which no row of weights describes"
+                    f"{self.name(model)} reads its tokens through two pooling attentions, or several queries of one, "
+                    'which no row of weights describes; one with attentional_pool=True and pool_type="tok" is supported'
                 )
-            return Readout(attention=True)
+            return Readout(attention=True, queries=1)  # CoCa's other queries are for its text decoder
         if model.pool_type not in ("tok", "avg"):
             raise ModelError(f"{self.name(model)} has no pooling (pool_type={model.pool_type!r})")
         return Readout(tokens=(0,)) if model.pool_type == "tok" else Readout(patches=True)

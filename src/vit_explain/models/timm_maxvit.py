@@ -43,13 +43,14 @@ class TimmMaxViT(Timm):
             raise ModelError(f"{self.name(model)} has no attention")
         if model.global_pool != "avg":
             raise ModelError(f"{self.name(model)} reads its tokens by {model.global_pool!r} pooling")
+        stride = model.stem.stride * 2 ** len(model.stages)
         reason = f"{self.name(model)}'s attention stays inside windows, or comes after convolutions"
         return laid_out(
             (shape[1], shape[2]),
             first,
             places,
             grid,
-            stride=model.stem.stride * 2 ** len(model.stages),
+            stride=(stride, stride),
             readout=Readout(patches=True),
             features="norm" if not isinstance(model.norm, nn.Identity) else f"stages.{len(model.stages) - 1}",
             reason=reason,

@@ -79,7 +79,7 @@ class TimmLeViT(Timm):
             first,
             places,
             grid,
-            stride=stride,
+            stride=(stride, stride),
             readout=Readout(patches=True),
             features=f"stages.{len(model.stages) - 1}",
             reason=f"{self.name(model)} merges patches on its way",
