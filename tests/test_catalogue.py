@@ -26,7 +26,7 @@ def test_every_method_has_a_row_and_a_section():
     assert set(rows) == set(SECTIONS)
     for found in list_methods():
         known, signed, cost, needs = rows[found.name].split(" | ")
-        assert (known == "yes", signed == "yes", cost) == (found.class_specific, found.signed, passes(found))
+        assert (known, signed == "yes", cost) == (found.about_class, found.signed, passes(found))
         assert set(needs.split(", ")) - {"nothing"} >= found.needs
         section = SECTIONS[found.name]
         for text in (found.summary, found.means, found.does_not_mean, found.paper):
