@@ -361,10 +361,21 @@ class TestLists:
     def test_models(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["models"]) == 0
         everything = capsys.readouterr().out.splitlines()
-        assert everything[0] == "bundled" and "deit_tiny_patch16_224" in everything
+        assert everything[0].startswith("# ") and everything[0].endswith(": every method")
+        assert everything[1] == "bundled" and "deit_tiny_patch16_224" in everything
         assert main(["models", "deit3"]) == 0
         some = capsys.readouterr().out.splitlines()
-        assert some == [name for name in everything if "deit3" in name]
+        assert some[1:] == [name for name in everything if "deit3" in name]
+
+    def test_models_for_a_method(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["models", "s*in*tiny*", "--method", "rollout"]) == 0
+        said = capsys.readouterr().out
+        assert "swin_tiny_patch4_window7_224" in said and ": rollout, gradient_rollout, gae, attention" in said
+        assert main(["models", "swin_tiny*", "--method", "alti"]) == 2
+        assert "that alti is defined for" in capsys.readouterr().err
+        assert main(["models", "edgenext*", "--method", "gradcam", "--json"]) == 0
+        assert {one["methods"] for one in json.loads(capsys.readouterr().out)} == {"methods that read no attention"}
+        assert main(["models", "edgenext*", "--method", "rollout"]) == 2
 
     def test_no_such_model(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["models", "diet_tiny"]) == 2

@@ -299,6 +299,12 @@ def scores(model: nn.Module, pixels: Tensor) -> Tensor:
     return family_of(model).logits(model(pixels))
 
 
+def test_the_family_says_where_attention_goes(named):
+    family = family_of(named[1])
+    plan = family.anatomy(named[1], (3, *SIDE)).plan
+    assert family.attends == "in places" and plan is not None and plan.places
+
+
 def test_looking_changes_no_output(named, pixels):
     _, model = named
     with torch.inference_mode():

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from .errors import ModelError
 from .image import Preprocessing
-from .types import Anatomy
+from .types import Anatomy, Attends
 
 
 class Family(Protocol):
     """What must be known of a model before its attention means anything."""
 
     title: str
+    attends: Attends  # where its models' attention goes, of most of them
 
     def matches(self, model: nn.Module) -> bool:
         """Whether this family can answer for the model."""
@@ -69,6 +70,8 @@ class Family(Protocol):
 
 class Placed:
     """The answers of families of whose attention it is known where it lies, and no more."""
+
+    attends: Attends = "in places"
 
     def lens(self, model: Any, tokens: Tensor) -> Any:
         raise ModelError(f"what the head of {self.name(model)} makes of other tokens is not known")

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from . import models  # noqa: F401  registers the families
+from . import methods, models  # noqa: F401  they register themselves
 from .errors import ModelError, near, reason
-from .family import FAMILIES
+from .family import FAMILIES, Family
 from .huggingface import PREFIX as FOLDERS
+from .registry import find
 
 DEFAULT_MODEL = "bundled"
 
@@ -37,16 +38,22 @@ def load_model(
     raise ModelError(f"there is no model {name!r}; {near(name, list_models())}")
 
 
-def list_models(pattern: str = "*") -> list[str]:
+def list_models(pattern: str = "*", method: str | None = None) -> list[str]:
     """Names that ``load_model`` takes and that match a shell pattern, or contain it where it has no wildcard.
 
-    The model in the package comes first, names with a library in front last.
+    ``method``: only of models that this method is defined for, as far as that can be said before they are built. The
+    model in the package comes first, names with a library in front last.
     """
-    names = [name for family in FAMILIES for name in family.names()]
-    names.sort(key=lambda name: (name != DEFAULT_MODEL, "/" in name))
+    return [name for name, _ in models_with_families(pattern, method)]
+
+
+def models_with_families(pattern: str = "*", method: str | None = None) -> list[tuple[str, Family]]:
+    """``list_models`` with the family of each name."""
+    families = [family for family in FAMILIES if method is None or find(method).explains(family.attends)]
     if not any(mark in pattern for mark in "*?["):
         pattern = f"*{pattern}*"
-    return fnmatch.filter(names, pattern)
+    found = [(name, family) for family in families for name in fnmatch.filter(family.names(), pattern)]
+    return sorted(found, key=lambda pair: (pair[0] != DEFAULT_MODEL, "/" in pair[0]))
 
 
 def parse_device(device: str | torch.device) -> torch.device:

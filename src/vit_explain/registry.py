@@ -16,6 +16,7 @@ from typing import Any
 
 from .errors import OptionError, near
 from .options import Option, option_of
+from .types import Attends
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,14 @@ class Method:
         """What a look must keep with these options."""
         return self.needs | frozenset(self.needs_also(**settings))
 
+    def explains(self, attends: Attends, needs: frozenset[str] | None = None) -> bool:
+        """Whether it is defined for models of such attention; ``needs``: what it needs, with its options."""
+        if attends == "everywhere":
+            return True
+        needs = self.needed(self.settings({})) if needs is None else needs
+        plain = bool(needs & PLAIN_NEEDS or self.within is not None)
+        return not plain or (self.any_layout and attends == "in places")
+
     def settings(self, given: dict[str, Any]) -> dict[str, Any]:
         """All options: the given ones checked, defaults for the others."""
         for name in given:
@@ -94,6 +103,10 @@ NEEDS = {
     "probe": "further looks at other pixels or fewer patches",
     "blocks": "blocks of attention from every token to every token, one after the other",
 }
+
+
+# What only blocks of attention from every token to every token leave.
+PLAIN_NEEDS = frozenset({"attention", "values", "tokens", "attended", "biases", "blocks"})
 
 
 def method(

@@ -20,9 +20,6 @@ from .types import Anatomy, Attribution, Trace
 
 DIFFERENTIATED = {"gradient", "graph", "pixels", "probe"}  # needs that autograd, or a later look, serves
 
-# What only blocks of attention from every token to every token leave.
-PLAIN_NEEDS = frozenset({"attention", "values", "tokens", "attended", "biases", "blocks"})
-
 Columns = Sequence[Sequence[Target]]  # targets, K columns of one an image
 
 
@@ -256,18 +253,13 @@ def layout_refusal(method: Method, needs: frozenset[str], anatomy: Anatomy) -> s
     """Why a method that takes attention for a matrix from every token to every token cannot explain what is something
     else; None where it can."""
     plan = anatomy.plan
-    if plan is None:
+    if plan is None or method.explains("in places" if plan.places else "unread", needs):
         return None
-    has_attention = bool(plan.places)
-    others = f"a gradient{', class activation map' if anatomy.features else ''} or perturbation method"
-    if method.any_layout and not has_attention:
+    others = "a gradient, class activation map or perturbation method"
+    if method.any_layout:
         return f"{plan.reason}, so {method.name} has no attention between tokens to read; use {others}"
-    if "features" in needs and not anatomy.features:
-        return f"{plan.reason}, so {method.name} finds no vector a patch; use {others} instead"
-    if not method.any_layout and (needs & PLAIN_NEEDS or method.within is not None):
-        also = "rollout, gradient_rollout, gae or attention, or " if has_attention else ""
-        return f"{plan.reason}, which {method.name} is not defined for; use {also}{others}"
-    return None
+    also = "rollout, gradient_rollout, gae or attention, or " if plan.places else ""
+    return f"{plan.reason}, which {method.name} is not defined for; use {also}{others}"
 
 
 def _shortened(anatomy: Anatomy, asked: Iterable[Asked]) -> tuple[int, int] | None:

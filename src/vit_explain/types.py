@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ BLOCK_ELEMENTS = {"cpu": 2**20}
 ACCELERATOR_BLOCK_ELEMENTS = 2**26
 
 ALL = slice(None)
+
+# Where a model's attention goes: from every token to every token in every block; within windows, to means of tokens and
+# the like, whose places are known; or it mixes no tokens, or it is not known where it lies, so that no method reads it.
+Attends = Literal["everywhere", "in places", "unread"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from ..huggingface import HuggingFace, processing, type_of
 from ..image import Preprocessing
 from ..layouts import laid_out
 from ..structure import check_size, pair
-from ..types import Anatomy, Readout
+from ..types import Anatomy, Attends, Readout
 
 USUAL = (800, 1066)  # pixels (height, width) of a 3:4 picture as DETR gets it, whose size is not fixed
 STRIDE, DILATED = 32, 16  # pixels between the feature vectors of DETR's convolutional network
@@ -24,6 +24,7 @@ class HuggingFaceDetection(HuggingFace, Placed):
     ``lambda output: output.logits[:, 3, 17]``."""
 
     title = "transformers DETR and YOLOS, without methods that read attention"
+    attends: Attends = "unread"
 
     def matches(self, model: nn.Module) -> bool:
         return type_of(model) in ("detr", "yolos") and hasattr(model, "class_labels_classifier")

@@ -15,7 +15,7 @@ from ..errors import ModelError
 from ..family import register
 from ..huggingface import PREFIX, HuggingFace, head_of, type_of, vision_of
 from ..structure import anatomy_of, check_size, output_projection, pair, replayed
-from ..types import Anatomy, Readout
+from ..types import Anatomy, Attends, Readout
 
 CLASS, PATCHES, POOL = Readout(tokens=(0,)), Readout(patches=True), Readout(attention=True)
 BESIDE = Readout(tokens=(0,), patches=True, beside=True)
@@ -80,6 +80,7 @@ class HuggingFaceViT(HuggingFace):
     """Models that one entry of ``KINDS`` describes."""
 
     title = "transformers ViT, DeiT, ViT-MSN, BEiT, Data2Vec, DINOv2, DINOv3, I-JEPA, CLIP and SigLIP image models"
+    attends: Attends = "everywhere"
 
     def matches(self, model: nn.Module) -> bool:
         return type_of(model) in KINDS

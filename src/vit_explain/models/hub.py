@@ -19,7 +19,7 @@ from ..family import register
 from ..huggingface import IMAGENET
 from ..image import Preprocessing
 from ..structure import anatomy_of, check_size, output_projection, pair, part, replayed
-from ..types import Anatomy, Readout
+from ..types import Anatomy, Attends, Readout
 
 PARTS = ("patch_embed.proj", "cls_token", "pos_embed", "blocks")
 BACKBONE = "backbone"  # where a linear classifier keeps it
@@ -30,6 +30,7 @@ class TorchHubViT:
     """A class token, then registers or a distillation token if there are any, then patches."""
 
     title = "DINO, DINOv2 and DeiT classes of torch.hub, and others with patch_embed, cls_token, pos_embed and blocks"
+    attends: Attends = "everywhere"
 
     def __init__(self) -> None:
         self._readouts: WeakKeyDictionary[nn.Module, Readout] = WeakKeyDictionary()

@@ -13,7 +13,7 @@ from ..huggingface import OPENAI
 from ..image import Preprocessing
 from ..prompts import TOKENIZERS
 from ..structure import anatomy_of, check_size, output_projection, replayed
-from ..types import Anatomy, Readout
+from ..types import Anatomy, Attends, Readout
 from ..weights import load_weights, read_state
 
 PREFIX = "open_clip/"
@@ -25,6 +25,7 @@ class OpenClipImages:
     """``open_clip.transformer.VisionTransformer``, which gives features; with prompts see ``prompts``."""
 
     title = "open_clip's VisionTransformer"
+    attends: Attends = "everywhere"
 
     def matches(self, model: nn.Module) -> bool:
         return any(

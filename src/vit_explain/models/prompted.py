@@ -13,7 +13,7 @@ from ..huggingface import OPENAI, name_of, ours, processing
 from ..image import Preprocessing
 from ..prompts import Prompted, compares
 from ..structure import pair, part, replayed, within
-from ..types import Anatomy
+from ..types import Anatomy, Attends
 
 # Where the image model is: timm's inside open_clip's, open_clip's own, that of transformers.
 TOWERS = ("visual.trunk", "visual", "vision_model")
@@ -25,6 +25,7 @@ class PromptedImages:
     """``Prompted`` models; their scores are (B, prompts)."""
 
     title = "transformers CLIP and SigLIP and open_clip models, with texts"
+    attends: Attends = "everywhere"
 
     def matches(self, model: nn.Module) -> bool:
         return isinstance(model, Prompted)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..family import register
 from ..timm_common import Timm
-from ..types import Anatomy, Readout
+from ..types import Anatomy, Attends, Readout
 
 # Where these models keep a projector that makes one token of several.
 PROJECTORS = ("merger", "aligner")
@@ -23,6 +23,7 @@ class TimmLanguage(Timm):
     """Ordinary blocks with rotary positions; the classifier reads the mean of the patches."""
 
     title = "timm DeepSeek, Qwen3 and Gemma 4 ViT"
+    attends: Attends = "everywhere"
     modules = ("deepseek_vit", "qwen3_vit", "gemma4_vit")
     exclude = ("*_enc", "*_align", "*_merge")
     kinds = (DeepseekVitClassifier, Qwen3VitClassifier, Gemma4VitClassifier)

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..family import register
 from ..timm_common import Timm
-from ..types import Anatomy
+from ..types import Anatomy, Attends
 
 CHANNELS = "attention of {} is between channels, which mixes no tokens by a matrix"
 LINEAR = "attention of {} is linear: it sums up keys and values before a query reads them, without a matrix over tokens"
@@ -35,6 +35,7 @@ class TimmLinear(Timm):
     """Gradients, class activation maps of the last feature map, and perturbation."""
 
     title = "timm EdgeNeXt, EfficientViT, CoaT, SwiftFormer and MobileViT V2, without methods that read attention"
+    attends: Attends = "unread"
     modules = ("edgenext", "efficientvit_mit", "coat", "swiftformer", "mobilevit")
     exclude = ("mobilevit_*",)
     kinds = tuple(WHY)

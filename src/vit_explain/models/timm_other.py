@@ -8,7 +8,7 @@ from torch import nn
 
 from ..family import register
 from ..timm_common import Timm
-from ..types import Anatomy
+from ..types import Anatomy, Attends
 
 # What classes of attention are called by.
 CALLED = ("attention", "attn", "mhsa", "shma", "shsa", "litemla")
@@ -21,6 +21,7 @@ class TimmOther(Timm):
     """Gradients, class activation maps of the last feature map, and perturbation."""
 
     title = "other timm models, without methods that read attention"
+    attends: Attends = "unread"
     fallback = True
 
     def matches(self, model: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..family import register
 from ..timm_common import BUNDLED, TWO_ATTENTIONS, Timm, config_of, two_attentions, with_checkpoint
-from ..types import Anatomy, Readout
+from ..types import Anatomy, Attends, Readout
 
 # Blocks whose norms come after attention and its projection, not before.
 POST_NORM = (ResPostBlock, EvaBlockPostNorm, ResPostRelPosBlock)
@@ -30,6 +30,7 @@ class TimmPlain(Timm):
     """Every block: one self-attention over all tokens, then an MLP."""
 
     title = "timm ViT, DeiT, DeiT-III, DINOv2, DINOv3, EVA-02, BEiT, NaFlexViT, CLIP and SigLIP image models"
+    attends: Attends = "everywhere"
     modules = (
         "vision_transformer",
         "vision_transformer_hybrid",

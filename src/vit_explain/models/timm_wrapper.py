@@ -12,7 +12,7 @@ from ..family import Family, family_of, register
 from ..huggingface import labels_of, name_of, ours, scores_of
 from ..image import Preprocessing
 from ..structure import replayed, within
-from ..types import Anatomy
+from ..types import Anatomy, Attends
 
 INNER = "timm_model"
 
@@ -22,6 +22,7 @@ class TimmWrapper:
     """TimmWrapperModel and TimmWrapperForImageClassification, where timm's own model is supported."""
 
     title = "transformers TimmWrapper of any of timm's models above"
+    attends: Attends = "everywhere"
 
     def matches(self, model: nn.Module) -> bool:
         return ours(model) and hasattr(model, INNER)

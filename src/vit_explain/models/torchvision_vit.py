@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..family import register
 from ..structure import anatomy_of, check_size, output_projection, replayed
 from ..torchvision_common import Torchvision
-from ..types import Anatomy, Readout
+from ..types import Anatomy, Attends, Readout
 
 
 @register
@@ -17,6 +17,7 @@ class TorchvisionViT(Torchvision):
     """``torchvision.models.VisionTransformer``."""
 
     title = "torchvision vit_*"
+    attends: Attends = "everywhere"
     kind = ("vision_transformer", "VisionTransformer")
     pattern = "vit_*"
     head = "heads.head.weight"
