@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from zoo_checks import Found, captured, checked
 
-from vit_explain.models.timm_other import attends
+from vit_explain import models as _registers_them  # noqa: F401
+from vit_explain.family import FAMILIES
 
 TITLE = "timm"
 NEAR = 1  # cells; overlapping convolutions carry a change a cell on
@@ -63,7 +64,7 @@ def of_name(name: str, module: str) -> Found | None:
     """None for models without attention."""
     with torch.device("meta"), torch.no_grad():
         model = timm.create_model(name, pretrained=False).eval()
-        if not attends(model):
+        if not any(family.matches(model) for family in FAMILIES):
             return None
         found = captured(model, name, module)
         found.signature = signature(model)
@@ -110,7 +111,7 @@ def table(rows: list[Found], largest: float) -> str:
     counted = [row for row in rows if row.module in VIT_LIKE]
     share = sum(row.attention for row in counted) / max(1, len(counted))
     lines = [
-        f"timm {timm.__version__}, torch {torch.__version__}: every model with a module that is called attention, with "
+        f"timm {timm.__version__}, torch {torch.__version__}: every model that some family matches, with "
         "random weights. Some are convolutional networks, not Vision Transformers. "
         f"Of {len(counted)} names of Vision Transformers and kin "
         f"({', '.join(VIT_LIKE)}), {sum(row.attention for row in counted)} ({share:.1%}) are explained by attention "
