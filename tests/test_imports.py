@@ -58,7 +58,7 @@ LEVELS = [
     {"explainer"},
     {"inspection", "judging", "original", "plots", "records", "runs"},
     {"results"},
-    {"evaluate", "report"},
+    {"evaluate", "report", "verdict"},
     {"arguments", "web"},
     {"commands.explain", "commands.methods", "commands.models", "commands.original"},
     {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -104,9 +106,17 @@ class Case:
         return height * width
 
     def _counts(self, part: Part) -> list[int]:
+        """How many patches or pixels stay, so that what is most relevant is always the rounded number of the two."""
         number = self.number(part.level)
-        return [round(share * number) for share in part.shares]
+        if part.most:
+            return [_rounded(share * number) for share in part.shares]
+        return [number - _rounded((1 - share) * number) for share in part.shares]
 
     def _filling(self, part: Part) -> Filling:
         # One rule for all metrics, so that their answers are the same ones: whether nothing may be left.
         return self.pictures.filling("mean" if part.fill == "auto" and part.level == "pixel" else part.fill)
+
+
+def _rounded(number: Fraction) -> int:
+    """To the nearest whole number, halves upwards."""
+    return math.floor(number + Fraction(1, 2))

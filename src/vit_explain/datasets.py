@@ -100,7 +100,10 @@ class Classes:
     def _of_synset(self, text: str) -> int | None:
         from timm.data.imagenet_info import ImageNetInfo
 
-        words = ImageNetInfo("imagenet-22k").label_name_to_description(text)
+        try:
+            words = ImageNetInfo("imagenet-22k").label_name_to_description(text)
+        except KeyError:
+            return None
         found = {self._numbers.get(_plain(word)) for word in words.split(",")} - {None}
         return found.pop() if len(found) == 1 else None
 

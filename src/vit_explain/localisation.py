@@ -16,7 +16,7 @@ def positive_share(case: Case) -> Tensor:
     maps, truth = case.maps.double().cpu().clamp_min(0), case.truth.cpu()
     if tuple(maps.shape[1:]) == case.pictures.anatomy.grid:
         # A patch's relevance lies evenly on its pixels, so the object has the part of it that it has of the patch.
-        inside = F.adaptive_avg_pool2d(truth[:, None].double(), maps.shape[1:])[:, 0]
+        inside = F.adaptive_avg_pool2d(truth[:, None].double(), case.pictures.anatomy.grid)[:, 0]
     else:
         maps = maps[:, :height, :width]
         inside = truth.double()

@@ -17,7 +17,7 @@ SHOWN = 6  # curves in colour; the others are grey
 RESAMPLES, INTERVAL = 500, (2.5, 97.5)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito's, for every eye
 GREY = "#9aa0a6"
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "vit-explain",
     "font.family": "sans-serif",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
@@ -34,6 +35,9 @@ def pointing_game(case: Case, *, tolerance: Annotated[float, Range(0, 1000)] = 0
     found = []
     for values, truth in zip(maps, case.truth.cpu(), strict=True):
         largest = values == values.max()
-        near = torch.from_numpy(distance_transform_edt(~truth.numpy()) <= tolerance) if truth.any() else truth
-        found.append((largest & near).sum() / largest.sum() if truth.any() else torch.tensor(torch.nan))
+        if truth.any():
+            distance = torch.from_numpy(np.asarray(distance_transform_edt(~truth.numpy())))
+            found.append((largest & (distance <= tolerance)).sum() / largest.sum())
+        else:
+            found.append(torch.tensor(torch.nan))
     return torch.stack(found)
