@@ -51,7 +51,7 @@ LEVELS = [
     {"attention_paths", "contributions", "inquiry", "players", "timm_common"},
     {"removal", "truth"},
     {"cases", "datasets", "mosaics"},
-    {"curves", "localisation", "masked", "randomised"},
+    {"curves", "localisation", "randomised"},
     {"catalogue", "inputs", "labels", "methods", "metrics", "models", "render", "sharing", "store"},
     {"charts", "explanation", "loading"},
     {"comparison"},

@@ -178,7 +178,7 @@ def test_sums_over_random_patches(model, pictures, maps):
     for image in range(3):
 
         def drawn(share: float, samples: int, image: int = image) -> tuple[np.ndarray, np.ndarray]:
-            removed, _ = case.at_random(share, samples, "auto")
+            removed, _ = case.pictures.at_random(share, samples, "auto")
             sums, falls = [], []
             for row in removed[image].numpy():
                 left = scores_by_hand(model, pictures[image], ~row.reshape(GRID), "drop")[TARGET]
@@ -198,8 +198,8 @@ def test_sums_over_random_patches(model, pictures, maps):
 
 
 def test_random_patches_are_the_same_for_every_method_and_batch(model, pictures, maps):
-    first, _ = case_of(model, pictures, maps).at_random(0.2, 7, "auto")
-    other, _ = case_of(model, pictures[1:], -maps[1:]).at_random(0.2, 7, "auto")
+    first, _ = case_of(model, pictures, maps).pictures.at_random(0.2, 7, "auto")
+    other, _ = case_of(model, pictures[1:], -maps[1:]).pictures.at_random(0.2, 7, "auto")
     assert torch.equal(first[1:], other)
     assert (first.sum(-1) == 3).all() and not torch.equal(first[0], first[1])
 

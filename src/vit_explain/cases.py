@@ -7,13 +7,12 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from .removal import Filling, Level, Part, Pictures, at_level, ranked
-from .seeds import own_generator
 from .targets import probabilities
 
 # (most, level, filling, how many stay) -> (B, classes)
@@ -37,7 +36,6 @@ class Case:
     facts: dict[str, Tensor] = field(default_factory=dict)  # (B,) each, what the method says of its maps
     explain: Callable[[Tensor, Tensor], Tensor] | None = None
     rerandomised: Callable[[float], Tensor] | None = None
-    _drawn: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _known: Known = field(default_factory=dict)
     _ranks: dict[Level, Tensor] = field(default_factory=dict)
 
@@ -64,26 +62,21 @@ class Case:
         """(B, shares) of the class explained."""
         return self.of_target(probabilities(self.scores(part)))
 
-    def without(self, removed: Tensor, fill: Filling) -> Tensor:
-        """Scores (B, R, classes) of the images without these patches, (B, R, n) booleans."""
-        rows = removed.shape[1]
-        of = torch.arange(len(removed)).repeat_interleave(rows)
-        return self.pictures.ask(~removed.flatten(0, 1), of, self.pictures.filling(fill)).unflatten(0, (-1, rows))
+    @cached_property
+    def probability_faded(self) -> Tensor:
+        """(B,) the class's probability in ``x ⊙ m``, m the map brought to [0, 1] and resized bilinearly to the pixels.
 
-    def at_random(self, share: float, samples: int, fill: Filling) -> tuple[Tensor, Tensor]:
-        """Sets of patches drawn at random, (B, samples, n) booleans of ``share`` of them each, and the scores (B,
-        samples, classes) of the images without them. They are the images' own, the same for every method."""
-        key = (share, samples, fill)
-        if key not in self._drawn:
-            number = self.number("patch")
-            size = min(max(1, round(share * number)), number - 1)
-            drawn = [
-                torch.rand(samples, number, generator=own_generator(image, self.pictures.seed)).argsort(1) < size
-                for image in self.pictures.pixels
-            ]
-            removed = torch.stack(drawn)
-            self._drawn[key] = removed, self.without(removed, fill)
-        return self._drawn[key]
+        Of a map that is the same everywhere nothing is more relevant than the rest: m is one.
+        """
+        pixels, (height, width) = self.pictures.pixels, self.pictures.anatomy.covers
+        maps = self.at("pixel").to(pixels.device)
+        low, high = maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)
+        mask = torch.where(high > low, (maps - low) / (high - low), 1.0).view(-1, 1, height, width)
+        faded = pixels.clone()
+        faded[..., :height, :width] *= mask.to(faded.dtype)
+        with torch.no_grad():
+            _, scores = self.pictures.subject.respond(faded)
+        return self.of_target(probabilities(scores))
 
     def of_target(self, scores: Tensor) -> Tensor:
         """(B, ..., classes) -> (B, ...), the column of each image's class."""

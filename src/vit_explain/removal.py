@@ -8,7 +8,7 @@ first, read backwards. So each answer is asked for once, however many metrics re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
@@ -48,6 +48,7 @@ class Pictures:
     subject: Subject
     pixels: Tensor  # (B, C, H, W)
     seed: int = 0
+    _drawn: dict[tuple[float, int, Filling], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def anatomy(self) -> Anatomy:
@@ -101,6 +102,28 @@ class Pictures:
                     found[some] = scores.float()
         assert found is not None
         return found
+
+    def without(self, removed: Tensor, fill: Filling) -> Tensor:
+        """Scores (B, R, classes) of the images without these patches, (B, R, n) booleans."""
+        rows = removed.shape[1]
+        of = torch.arange(len(removed)).repeat_interleave(rows)
+        return self.ask(~removed.flatten(0, 1), of, self.filling(fill)).unflatten(0, (-1, rows))
+
+    def at_random(self, share: float, samples: int, fill: Filling) -> tuple[Tensor, Tensor]:
+        """Sets of patches drawn at random, (B, samples, n) booleans of ``share`` of them each, and the scores (B,
+        samples, classes) of the images without them. They are the images' own, and are asked for once, whatever maps
+        they are to judge."""
+        key = (share, samples, fill)
+        if key not in self._drawn:
+            number = self.anatomy.grid[0] * self.anatomy.grid[1]
+            size = min(max(1, round(share * number)), number - 1)
+            drawn = [
+                torch.rand(samples, number, generator=own_generator(image, self.seed)).argsort(1) < size
+                for image in self.pixels
+            ]
+            removed = torch.stack(drawn)
+            self._drawn[key] = removed, self.without(removed, fill)
+        return self._drawn[key]
 
     def _mask(self, keep: Tensor) -> Tensor:
         """(R, 1, H, W) booleans of patches, or of the pixels that patches cover; others stay as they are."""

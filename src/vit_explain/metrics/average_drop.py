@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..cases import Case
-from ..masked import probability_of_masked
 from ..metric_registry import metric
 from ..targets import probabilities
 
@@ -25,4 +24,4 @@ def average_drop(case: Case) -> Tensor:
     paper gives the mean in percent. The picture fades towards zeros of the model's input, its mean colour.
     """
     whole = case.of_target(probabilities(case.whole))
-    return ((whole - probability_of_masked(case)).clamp_min(0) / whole).float()
+    return ((whole - case.probability_faded).clamp_min(0) / whole).float()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..cases import Case
-from ..masked import probability_of_masked
 from ..metric_registry import metric
 from ..targets import probabilities
 
@@ -23,4 +22,4 @@ def average_increase(case: Case) -> Tensor:
 
     ``[p(x ⊙ m) > p(x)]``, with m as in ``average_drop``; (B,) of 0 and 1, whose mean the paper gives in percent.
     """
-    return (probability_of_masked(case) > case.of_target(probabilities(case.whole))).float()
+    return (case.probability_faded > case.of_target(probabilities(case.whole))).float()

@@ -19,10 +19,10 @@ def _parts(steps: int, level: Level, fill: Filling) -> list[Part]:
     higher_is_better=False,
     means="How much of the class's probability is left, on average, while the most relevant parts are removed first.",
     does_not_mean="Small values may come from pictures that the model does not know: see how parts are removed.",
-    forwards=29,
+    forwards=21,
     parts=_parts,
 )
-def deletion(case: Case, *, steps: Steps = 28, level: Level = "patch", fill: Filling = "auto") -> Measured:
+def deletion(case: Case, *, steps: Steps = 20, level: Level = "patch", fill: Filling = "auto") -> Measured:
     """Area under the class's probability while the most relevant parts are removed first; lower is better.
 
     ``AUC = (Σ_i p_i − p_0/2 − p_N/2) / N`` of N + 1 points (trapezoids), p_i the probability when ``i/N`` of the parts

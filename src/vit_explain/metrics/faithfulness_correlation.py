@@ -35,7 +35,7 @@ def faithfulness_correlation(
     ``corr_S(Σ_{i∈S} map_i, y(x) − y(x without S))`` over ``samples`` sets S of ``share`` of the patches, Pearson's;
     (B,) in [-1, 1], NaN for a map that is the same everywhere. The sets are the same for every method.
     """
-    removed, scores = case.at_random(share, samples, fill)
+    removed, scores = case.pictures.at_random(share, samples, fill)
     sums = removed.double() @ case.at("patch").double().cpu()[..., None]
     left = scaled(case, scores, score).cpu()
     return correlation(sums[..., 0], -left)

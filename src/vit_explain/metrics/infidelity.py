@@ -36,7 +36,7 @@ def infidelity(
     ``β = E[Σ Δ] / E[Σ²]`` is the scale that fits best, as captum has it with ``normalize=True``, because maps come in
     units of their own; (B,). The paper perturbs pixels by noise or squares; here patches are removed.
     """
-    removed, scores = case.at_random(share, samples, fill)
+    removed, scores = case.pictures.at_random(share, samples, fill)
     sums = (removed.double() @ case.at("patch").double().cpu()[..., None])[..., 0]
     fall = scaled(case, case.whole[:, None], score).double().cpu() - scaled(case, scores, score).double().cpu()
     scale = (sums * fall).mean(1) / (sums**2).mean(1).clamp_min(1e-300)

@@ -19,10 +19,10 @@ def _parts(steps: int, level: Level, fill: Filling) -> list[Part]:
     higher_is_better=True,
     means="How soon the class's probability is reached when the most relevant parts are shown first.",
     does_not_mean="It rewards maps that find one sufficient part; what else speaks for the class does not count.",
-    forwards=29,
+    forwards=21,
     parts=_parts,
 )
-def insertion(case: Case, *, steps: Steps = 28, level: Level = "patch", fill: Filling = "auto") -> Measured:
+def insertion(case: Case, *, steps: Steps = 20, level: Level = "patch", fill: Filling = "auto") -> Measured:
     """Area under the class's probability while the most relevant parts are put in first; higher is better.
 
     ``AUC = (Σ_i p_i − p_0/2 − p_N/2) / N`` of N + 1 points, p_i the probability when only the most relevant ``i/N`` of

@@ -38,7 +38,7 @@ def saco(case: Case, *, groups: Annotated[int, Range(2, 1000)] = 10, fill: Filli
     removed = member[:, None] == torch.arange(groups)[:, None]
     maps = case.at("patch").double().cpu()
     salience = (maps[:, None] * removed).sum(-1) / removed.sum(-1) * (number / groups)  # groups may differ by one
-    left = case.of_target(probabilities(case.without(removed, fill))).double().cpu()
+    left = case.of_target(probabilities(case.pictures.without(removed, fill))).double().cpu()
     effect = -left  # the whole picture's probability is the same for all
     first, second = torch.triu_indices(groups, groups, 1)
     weight = salience[:, first] - salience[:, second]

@@ -40,6 +40,6 @@ def sensitivity_n(
     maps = case.at("patch").double().cpu()[..., None]
     found = []
     for i in range(1, sizes + 1):
-        removed, scores = case.at_random(i / (sizes + 1), samples, fill)
+        removed, scores = case.pictures.at_random(i / (sizes + 1), samples, fill)
         found.append(correlation((removed.double() @ maps)[..., 0], -scaled(case, scores, score).cpu()))
     return torch.stack(found).mean(0)
