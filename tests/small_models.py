@@ -83,3 +83,34 @@ def unfused_attention(model: Any, pixels: Tensor, target: int) -> tuple[list[Ten
             block.attn.fused_attn = flag
         model.zero_grad()
     return [a.detach() for a in seen], [a.grad for a in seen if a.grad is not None]
+
+
+def planted(patch: int, block: int = 0) -> nn.Module:
+    """A ViT built by hand whose class 1 is how bright one patch is, and nothing else; the other channels are noise.
+
+    ``block``: in which of the two the class token reads the patch.
+    """
+    model = VisionTransformer(**{**SMALL, "embed_dim": 32, "num_heads": 1, "depth": 2}, norm_layer=nn.Identity).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        weight = model.patch_embed.proj.weight
+        weight[2:31] = torch.randn(weight[2:31].shape, generator=torch.Generator().manual_seed(0)) * 0.1
+        weight[0] = 1 / (3 * PATCH * PATCH)  # channel 0: brightness
+        model.pos_embed[0, 1 + patch, 31] = 1.0  # channel 31: the patch
+        attention = model.blocks[block].attn
+        attention.qkv.bias[0] = 8.0  # every query asks for channel 31,
+        attention.qkv.weight[32, 31] = 8.0  # keys answer with it,
+        attention.qkv.weight[64, 0] = 1.0  # values carry brightness
+        attention.proj.weight[1, 0] = 1.0  # to channel 1,
+        model.head.weight[1, 1] = 4.0  # which is class 1;
+        model.head.bias[0] = 2.0  # without light it is class 0
+    return model
+
+
+def planted_picture(patch: int) -> Tensor:
+    """(1, 3, H, W) noise with light on one patch."""
+    picture = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(patch)) * 0.3
+    row, column = divmod(patch, GRID[1])
+    picture[..., row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH] += 1
+    return picture

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from small_models import CLASSES, GRID, PATCH, SIZE, SMALL, lively, small
+from small_models import CLASSES, GRID, PATCH, SIZE, SMALL, lively, planted, planted_picture, small
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -565,30 +565,9 @@ def test_too_few_subsets_are_named(few_pixels):
 # What every method promises ------------------------------------------------------------------------------------------
 
 
-def planted(patch: int) -> nn.Module:
-    """A ViT built by hand whose class 1 is how bright one patch is, and nothing else; the other channels are noise."""
-    model = VisionTransformer(**{**SMALL, "embed_dim": 32, "num_heads": 1, "depth": 2}, norm_layer=nn.Identity).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        weight = model.patch_embed.proj.weight
-        weight[2:31] = torch.randn(weight[2:31].shape, generator=torch.Generator().manual_seed(0)) * 0.1
-        weight[0] = 1 / (3 * PATCH * PATCH)  # channel 0: brightness
-        model.pos_embed[0, 1 + patch, 31] = 1.0  # channel 31: the patch
-        attention = model.blocks[0].attn
-        attention.qkv.bias[0] = 8.0  # every query asks for channel 31,
-        attention.qkv.weight[32, 31] = 8.0  # keys answer with it,
-        attention.qkv.weight[64, 0] = 1.0  # values carry brightness
-        attention.proj.weight[1, 0] = 1.0  # to channel 1,
-        model.head.weight[1, 1] = 4.0  # which is class 1
-    return model
-
-
 @pytest.mark.parametrize(("name", "patch"), list(itertools.product(METHODS, (0, 7, 13))))
 def test_planted_evidence_is_found(name, patch):
-    picture = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(patch)) * 0.3
-    row, column = divmod(patch, GRID[1])
-    picture[..., row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH] += 1
+    picture = planted_picture(patch)
     options = {"rise": {"samples": 400}, "tis": {"samples": 64}}.get(name, {})
     found = torch.from_numpy(Explainer(planted(patch)).explain(picture, name, 1, **options).relevance)
     if found.shape[1:] == SIZE:

@@ -125,12 +125,31 @@ def read_list(text: str, flag: str) -> list[str]:
 
 def read_options(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """``method.key=value`` texts as options of each of these methods."""
+    return {method: read_settings(method, own) for method, own in _owned(pairs, methods, "-O", "method").items()}
+
+
+def read_metric_options(pairs: Sequence[str], metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``metric.key=value`` texts as options of each of these metrics."""
+    from .metric_registry import find_metric
+
+    found = {}
+    for metric, texts in _owned(pairs, metrics, "-M", "metric").items():
+        options = find_metric(metric).options
+        found[metric] = {n: options[n].parse(text, metric) if n in options else text for n, text in texts.items()}
+        find_metric(metric).settings(found[metric])
+    return found
+
+
+def _owned(pairs: Sequence[str], owners: Sequence[str], flag: str, kind: str) -> dict[str, dict[str, str]]:
+    """``owner.key=value`` texts by owner."""
     texts: dict[str, dict[str, str]] = {}
     for key, value in read_pairs(pairs).items():
-        method, dot, name = key.partition(".")
+        owner, dot, name = key.partition(".")
         if not dot:
-            raise OptionError(f"of several methods, -O needs to know whose option it is: METHOD.{key}={value}")
-        if method not in methods:
-            raise OptionError(f"-O {key}={value}: {method!r} is not among --methods; {near(method, methods)}")
-        texts.setdefault(method, {})[name] = value
-    return {method: read_settings(method, own) for method, own in texts.items()}
+            raise OptionError(
+                f"of several {kind}s, {flag} needs to know whose option it is: {kind.upper()}.{key}={value}"
+            )
+        if owner not in owners:
+            raise OptionError(f"{flag} {key}={value}: {owner!r} is not among --{kind}s; {near(owner, owners)}")
+        texts.setdefault(owner, {})[name] = value
+    return texts

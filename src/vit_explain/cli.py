@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ._version import __version__
-from .commands import compare, explain, inspect, methods, models, sweep
+from .commands import compare, evaluate, explain, inspect, methods, models, sweep
 from .errors import VitExplainError
 from .terminal import complain
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(explain.explain)
 app.command()(compare.compare)
+app.command()(evaluate.evaluate)
 app.command()(sweep.sweep)
 app.command()(methods.methods)
 app.command()(models.models)

@@ -140,7 +140,7 @@ class Explainer:
         results, look_seconds = self._run(prepared.pixels, asked, target, refused)
         if not results:
             raise ModelError(next(iter(refused.values())))
-        anatomy = self._subject(prepared.pixels[:1])[0].anatomy
+        anatomy = self.subject(prepared.pixels[:1])[0].anatomy
         return Comparison(
             {
                 one.name: self._explanation(one, results[one.name], prepared, one.seconds)
@@ -177,7 +177,7 @@ class Explainer:
 
         None are looked for in a model whose attention no method reads.
         """
-        subject, pixels = self._subject(checked_pixels(inputs))
+        subject, pixels = self.subject(checked_pixels(inputs))
         plan = subject.anatomy.plan
         if plan is not None and not plan.places:
             return subject.anatomy, []
@@ -254,17 +254,17 @@ class Explainer:
         parts: list[dict[str, Result]] = []
         # Whatever mode the caller is in: inside torch.inference_mode() nothing could be differentiated, and outside
         # of it what is never differentiated takes longer.
-        last = not DIFFERENTIATED & all_needs(group) and not self._subject(pixels[:1])[0].anatomy.remembers
+        last = not DIFFERENTIATED & all_needs(group) and not self.subject(pixels[:1])[0].anatomy.remembers
         with torch.inference_mode(last), torch.no_grad():
             for first in range(0, images, CHUNK):
-                look = SharedLook(*self._subject(pixels[first : first + CHUNK]), group, refused)
+                look = SharedLook(*self.subject(pixels[first : first + CHUNK]), group, refused)
                 columns = self._columns(wanted[first : first + CHUNK], look.logits) if wanted else []
                 parts.append(look.results(columns, images - first))
                 seconds += look.seconds
         return {name: Result.joined([part[name] for part in parts]) for name in parts[-1]}, seconds
 
-    def _subject(self, pixels: Tensor) -> tuple[Subject, Tensor]:
-        """The model at this input size, and the pixels as it takes them."""
+    def subject(self, pixels: Tensor) -> tuple[Subject, Tensor]:
+        """The model at the size of (B, C, H, W) pixels, and the pixels as it takes them: its device and precision."""
         reference = next((p for p in self.plain.parameters() if p.is_floating_point()), pixels)
         pixels = pixels.to(reference.device, reference.dtype, copy=pixels.is_inference())
         channels, height, width = pixels.shape[1:]

@@ -99,6 +99,51 @@ class Subject:
                 trace = differentiate(trace, value, needs, keep_graph=keep)
         return dataclasses.replace(trace, y=value.detach(), inquiry=ModelInquiry(self, len(targets), tuple(targets)))
 
+    def rows(self, kept: int | None = None) -> int:
+        """Rows that a forward without gradients takes, where only so many patches are kept as tokens."""
+        patches = self.anatomy.grid[0] * self.anatomy.grid[1]
+        device = next((p.device.type for p in self.model.parameters()), "cpu")
+        whole = PROBE_ROWS.get(device, ACCELERATOR_PROBE_ROWS)
+        # As many tokens as so many whole pictures have.
+        return (
+            whole * (self.anatomy.prefix + patches) // max(1, self.anatomy.prefix + (patches if kept is None else kept))
+        )
+
+    def respond(self, pixels: Tensor, keep: Tensor | None = None, of: Tensor | None = None) -> tuple[Any, Tensor]:
+        """The model's output for R rows, in one forward, and their scores (R, classes).
+
+        Without ``keep`` rows are the pictures. With it, (R, patches) and as many in every row, the other patches are no
+        tokens; ``of`` (R,) says which picture each row is of, by default the one or only one. Pictures are made into
+        tokens once.
+        """
+        with evaluation_mode(self.model):
+            if keep is None:
+                output = self.model(pixels)
+            else:
+                drop = self._dropping(keep, of)
+                with hooked(self.model.get_submodule(self.anatomy.blocks[0]), before=drop):
+                    output = self.model(pixels)
+        logits = self.family.logits(output)
+        if not finite(logits):
+            raise ModelError(f"{self.family.name(self.model)} returned scores that are not finite (NaN or infinity)")
+        return output, logits
+
+    def _dropping(self, keep: Tensor, of: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """What leaves only the kept patches of the tokens that enter the first block."""
+        if self.anatomy.undroppable:
+            raise OptionError(f"{self.anatomy.undroppable}, so patches cannot be left out as tokens; fill them instead")
+        prefix = self.anatomy.prefix
+        kept = keep.nonzero()[:, 1].view(len(keep), -1)
+        first = torch.arange(prefix, device=keep.device).expand(len(keep), -1)
+        places = torch.cat([first, prefix + kept], 1)
+
+        def drop(tokens: Tensor) -> Tensor:
+            if of is not None:
+                return tokens[of[:, None], places]
+            return tokens.expand(len(places), -1, -1).gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
+
+        return drop
+
 
 @dataclass(frozen=True)
 class ModelInquiry:
@@ -117,12 +162,7 @@ class ModelInquiry:
         return self.subject.black
 
     def rows(self, kept: int | None = None) -> int:
-        anatomy = self.subject.anatomy
-        patches = anatomy.grid[0] * anatomy.grid[1]
-        device = next((p.device.type for p in self.subject.model.parameters()), "cpu")
-        whole = PROBE_ROWS.get(device, ACCELERATOR_PROBE_ROWS)
-        # As many tokens as so many whole pictures have.
-        return whole * (anatomy.prefix + patches) // max(1, anatomy.prefix + (patches if kept is None else kept))
+        return self.subject.rows(kept)
 
     def single(self, image: int) -> ModelInquiry:
         return ModelInquiry(self.subject, 1, self.targets[image : image + 1])
@@ -142,10 +182,6 @@ class ModelInquiry:
         targets = self._repeated(number)
         # Rows of one forward must keep equally many patches.
         counts = torch.zeros(number, dtype=torch.long) if keep is None else keep.sum(1).cpu()
-        if keep is not None and self.subject.anatomy.undroppable:
-            raise OptionError(
-                f"{self.subject.anatomy.undroppable}, so patches cannot be left out as tokens; fill them instead"
-            )
         with torch.no_grad():
             for count in counts.unique():
                 rows = (counts == count).nonzero()[:, 0]
@@ -156,24 +192,7 @@ class ModelInquiry:
         return values
 
     def _forward(self, pixels: Tensor, keep: Tensor | None, targets: Sequence[Target], probability: bool) -> Tensor:
-        subject = self.subject
-        model, family, prefix = subject.model, subject.family, subject.anatomy.prefix
-        with evaluation_mode(model):
-            if keep is None:
-                output = model(pixels)
-            else:
-                kept = keep.nonzero()[:, 1].view(len(keep), -1)
-
-                def drop(tokens: Tensor) -> Tensor:
-                    tokens = tokens.expand(len(kept), -1, -1)
-                    patches = tokens[:, prefix:].gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
-                    return torch.cat([tokens[:, :prefix], patches], 1)
-
-                with hooked(model.get_submodule(subject.anatomy.blocks[0]), before=drop):
-                    output = model(pixels)
-        logits = family.logits(output)
-        if not finite(logits):
-            raise ModelError(f"{family.name(model)} returned scores that are not finite (NaN or infinity)")
+        output, logits = self.subject.respond(pixels, keep)
         return score(targets, probabilities(logits) if probability else logits, output)
 
     def lens(self, tokens: Tensor) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -98,6 +99,26 @@ def nth(number: int, count: int, method: str, thing: str) -> int:
     if not -count <= number < count:
         raise OptionError(f"{method}: {thing} {number} does not exist; the model has {thing}s 0 to {count - 1}")
     return number % count
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, Option]:
+    """The options of a method or a metric: its keyword-only parameters, by name."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    return {
+        parameter.name: option_of(parameter.name, parameter.default, hints[parameter.name])
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def settled(options: Mapping[str, Option], given: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """All options: the given ones checked, defaults for the others. ``owner``: whose they are, for errors."""
+    for name in given:
+        if name not in options:
+            raise OptionError(f"{owner} has no option {name!r}; its options: {', '.join(options) or 'none'}")
+    return {
+        name: option.check(given[name], owner) if name in given else option.default for name, option in options.items()
+    }
 
 
 def option_of(name: str, default: Any, hint: Any) -> Option:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,9 @@ def answers(trace: Trace, keep: Tensor, fill: Fill, *, probability: bool = True)
     plans *= len(trace.pixels) // len(plans)
     found = [torch.empty(len(plan.kept), device=keep.device) for plan in plans]
     pictures = trace.pixels.split(1)
-    behind = [] if fill == "drop" else [backdrop(trace, picture, fill) for picture in pictures]
+    behind = (
+        [] if fill == "drop" else [backdrop(trace.anatomy, trace.inquiry.black, picture, fill) for picture in pictures]
+    )
     for image, rows, alone in turns(trace, [plan.chunks for plan in plans]):
         kept = plans[image].kept[rows]
         if fill == "drop":
@@ -103,27 +105,36 @@ def _plan(trace: Trace, keep: Tensor, fill: Fill) -> _Plan:
     return _Plan(kept, which, [rows for count, group in groups for rows in group.split(trace.inquiry.rows(count))])
 
 
-def at_pixels(trace: Trace, kept: Tensor) -> Tensor:
+class Seen(Protocol):
+    """Pixels (B, C, H, W) and where their patches are."""
+
+    @property
+    def pixels(self) -> Tensor: ...
+
+    @property
+    def anatomy(self) -> Anatomy: ...
+
+
+def at_pixels(seen: Seen, kept: Tensor) -> Tensor:
     """(n, h·w) booleans on patches -> (n, 1, H, W) on pixels; pixels that no patch covers stay as they are."""
-    (height, width), (h, w) = trace.anatomy.covers, trace.anatomy.grid
+    (height, width), (h, w) = seen.anatomy.covers, seen.anatomy.grid
     large = kept.view(-1, 1, h, w).repeat_interleave(height // h, 2).repeat_interleave(width // w, 3)
-    below, right = trace.pixels.shape[2] - height, trace.pixels.shape[3] - width
+    below, right = seen.pixels.shape[2] - height, seen.pixels.shape[3] - width
     return F.pad(large, (0, right, 0, below), value=True)
 
 
-def backdrop(trace: Trace, picture: Tensor, fill: Fill) -> Tensor:
-    """What a picture (1, C, H, W) is painted over with; broadcasts to it."""
+def backdrop(anatomy: Anatomy, black: Sequence[float], picture: Tensor, fill: Fill) -> Tensor:
+    """What a picture (1, C, H, W) is painted over with; broadcasts to it. ``black``: see ``types.Inquiry``."""
     if fill == "mean":
         return picture.mean((2, 3), keepdim=True)
     if fill == "black":
-        return _black(trace, picture)
+        return _black(black, picture)
     if fill == "darkest":
         return picture.amin((2, 3), keepdim=True)
-    return torch.zeros_like(picture[..., :1, :1]) if fill == "zero" else blurred(picture, patch_side(trace.anatomy))
+    return torch.zeros_like(picture[..., :1, :1]) if fill == "zero" else blurred(picture, patch_side(anatomy))
 
 
-def _black(trace: Trace, picture: Tensor) -> Tensor:
-    black = trace.inquiry.black
+def _black(black: Sequence[float], picture: Tensor) -> Tensor:
     if len(black) != picture.shape[1]:
         raise OptionError(
             f"what black is in inputs of {picture.shape[1]} channels is not known; take fill='darkest' instead"

@@ -8,14 +8,13 @@ what is allowed, and the command line, the docs and the checks below read them f
 from __future__ import annotations
 
 import inspect
-import typing
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import OptionError, near
-from .options import Option, option_of
+from .options import Option, options_of, settled
 from .types import Attends
 
 
@@ -67,14 +66,7 @@ class Method:
 
     def settings(self, given: dict[str, Any]) -> dict[str, Any]:
         """All options: the given ones checked, defaults for the others."""
-        for name in given:
-            if name not in self.options:
-                known = ", ".join(self.options) or "none"
-                raise OptionError(f"{self.name} has no option {name!r}; its options: {known}")
-        return {
-            name: option.check(given[name], self.name) if name in given else option.default
-            for name, option in self.options.items()
-        }
+        return settled(self.options, given, self.name)
 
 
 METHODS: dict[str, Method] = {}
@@ -147,12 +139,6 @@ def method(
             raise ValueError(f"{name}: unknown family {family!r}")
         if name in METHODS and METHODS[name].run.__module__ != function.__module__:
             raise ValueError(f"two methods are called {name}")
-        hints = typing.get_type_hints(function, include_extras=True)
-        options = {
-            parameter.name: option_of(parameter.name, parameter.default, hints[parameter.name])
-            for parameter in inspect.signature(function).parameters.values()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        }
         summary = (inspect.getdoc(function) or "").splitlines()[0]
         METHODS[name] = Method(
             name,
@@ -168,7 +154,7 @@ def method(
             hardly_class_specific,
             signed,
             frozenset(needs),
-            options,
+            options_of(function),
             read_rows_suffice,
             within,
             needs_also,

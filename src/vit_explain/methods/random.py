@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
 
 from ..registry import method
+from ..seeds import own_generator
 from ..types import Trace
 
 
@@ -25,11 +24,5 @@ def random(trace: Trace, *, seed: int = 0) -> Tensor:
     Numbers in [0, 1), (B, h, w). They depend on ``seed`` and on the image's pixels, not on its place in a batch: the
     same image gets the same map again, and two images get different ones, as a fair comparison over images needs.
     """
-    maps = [torch.rand(trace.anatomy.grid, generator=_generator(image, seed)) for image in trace.pixels]
+    maps = [torch.rand(trace.anatomy.grid, generator=own_generator(image, seed)) for image in trace.pixels]
     return torch.stack(maps).to(trace.pixels.device)
-
-
-def _generator(image: Tensor, seed: int) -> torch.Generator:
-    pixels = image.detach().float().cpu().contiguous().numpy()
-    digest = hashlib.blake2b(pixels.tobytes(), digest_size=8, salt=f"{seed:x}".encode()[-16:]).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

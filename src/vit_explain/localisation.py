@@ -1,0 +1,32 @@
+"""Maps and the place of an object, on the pixels that patches cover."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cases import Case
+
+
+def positive_share(case: Case) -> Tensor:
+    """(B,) the share of the map's positive relevance on the object; NaN where no object is known."""
+    assert case.truth is not None
+    height, width = case.pictures.anatomy.covers
+    maps, truth = case.maps.double().cpu().clamp_min(0), case.truth.cpu()
+    if tuple(maps.shape[1:]) == case.pictures.anatomy.grid:
+        # A patch's relevance lies evenly on its pixels, so the object has the part of it that it has of the patch.
+        inside = F.adaptive_avg_pool2d(truth[:, None].double(), case.pictures.anatomy.grid)[:, 0]
+    else:
+        maps = maps[:, :height, :width]
+        inside = truth.double()
+    total = maps.sum((1, 2))
+    share = (maps * inside).sum((1, 2)) / total.clamp_min(torch.finfo(torch.float64).tiny)
+    return share.masked_fill(~truth.flatten(1).any(1), torch.nan).float()
+
+
+def unit_maps(case: Case) -> Tensor:
+    """Maps (B, H·W) resized bilinearly to pixels and brought to [0, 1], float64; one half where all is the same."""
+    maps = case.at("pixel").double().cpu()
+    low, high = maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)
+    return torch.where(high > low, (maps - low) / (high - low), 0.5)

@@ -1,0 +1,41 @@
+"""Positive perturbation."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..cases import Case
+from ..curves import Reference, Steps, correct, inner
+from ..metric_registry import metric
+from ..removal import Filling, Level, Part
+
+
+def _parts(steps: int, level: Level, fill: Filling, reference: Reference) -> list[Part]:
+    return [Part(False, inner(steps), level, fill)]
+
+
+@metric(
+    paper="Chefer, Gur and Wolf, Transformer Interpretability Beyond Attention Visualization, CVPR 2021",
+    family="faithfulness",
+    higher_is_better=False,
+    means="How often the model still names the class while the most relevant parts are removed first.",
+    does_not_mean="It only sees which class is first, not how sure the model is.",
+    forwards=9,
+    needs={"labels"},
+    parts=_parts,
+)
+def positive_perturbation(
+    case: Case,
+    *,
+    steps: Steps = 10,
+    level: Level = "patch",
+    fill: Filling = "auto",
+    reference: Reference = "label",
+) -> Tensor:
+    """Accuracy while the most relevant parts are removed first, mean of 10 % to 90 %; lower is better.
+
+    ``1/(N−1) Σ_{i=1}^{N−1} [argmax of what is left = the class]`` with ``i/N`` of the parts removed; (B,) in [0, 1].
+    The class is the image's true one, or with ``reference="target"`` the one explained. The paper removes pixels and
+    paints them black (``level=pixel``, ``fill=black``), and calls the mean an area under the curve.
+    """
+    return correct(case, case.scores(*_parts(steps, level, fill, reference)), reference)

@@ -1,0 +1,101 @@
+"""What is known of each image and method, on disk as it is found, so that an evaluation can be stopped anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import OutputError
+from .store import write_folder
+
+SETTINGS, NUMBERS = "evaluation.json", "numbers.jsonl"
+
+
+@dataclass
+class Record:
+    """One method on one image, or on one class of a mosaic."""
+
+    image: str
+    method: str
+    target: int
+    label: int | None
+    correct: bool | None  # whether the model's first class is the true one
+    probability: float  # of the class explained
+    seconds: float  # for the map
+    numbers: dict[str, list[float | None]]  # metric -> its numbers, None for NaN
+    curves: dict[str, list[float]] = field(default_factory=dict)  # metric -> the curve it is the area of
+    map: list[list[int]] = field(default_factory=list)  # on patches as it is drawn, 0 to 255
+    warnings: list[str] = field(default_factory=list)
+
+
+class Records:
+    """The records of one evaluation in a folder, one line each; nothing is ever written over."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.settings = dict(settings)
+        self._done: dict[tuple[str, str], Record] = {}
+        self._settle()
+        self._read()
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self._done.values())
+
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        """Whether this (image, method) is done."""
+        return key in self._done
+
+    def add(self, records: list[Record]) -> None:
+        """Write records down; they are on the disk when this returns."""
+        text = "".join(json.dumps(asdict(record), allow_nan=False) + "\n" for record in records)
+        try:
+            with (self.folder / NUMBERS).open("a", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(f"cannot write to {str(self.folder)!r}: {error.strerror}") from None
+        self._done |= {(record.image, record.method): record for record in records}
+
+    def _settle(self) -> None:
+        """The settings in the folder must be these; a new folder gets them."""
+        file = self.folder / SETTINGS
+        if not file.exists():
+            if (self.folder / NUMBERS).exists():
+                raise OutputError(f"{str(self.folder)!r} holds numbers without their settings; choose another folder")
+            write_folder(self.folder, {}, self.settings, SETTINGS)
+            return
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise OutputError(f"{str(file)!r} is damaged; choose another folder") from None
+        found.pop("files", None)
+        wanted = json.loads(json.dumps(self.settings))
+        differ = [key for key in wanted if found.get(key) != wanted[key]]
+        if differ:
+            raise OutputError(
+                f"{str(self.folder)!r} holds an evaluation with other settings ({', '.join(differ)}); choose another "
+                "folder with --out, or the same settings"
+            )
+
+    def _read(self) -> None:
+        file = self.folder / NUMBERS
+        if not file.exists():
+            return
+        whole = 0
+        with file.open("rb") as lines:
+            for line in lines:
+                try:
+                    record = Record(**json.loads(line))
+                except (ValueError, TypeError):
+                    break  # cut off when the run was stopped
+                self._done[record.image, record.method] = record
+                whole += len(line)
+            torn = file.stat().st_size - whole
+        if torn:
+            with file.open("rb+") as lines:
+                lines.truncate(whole)

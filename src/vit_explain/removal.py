@@ -1,0 +1,171 @@
+"""What the model answers when only the most, or the least, relevant part of each image is left.
+
+All curves are made of these answers: what remains when the k most relevant of n patches are removed are the n - k least
+relevant, and where as many are removed as inserted, inserting the most relevant first is removing the least relevant
+first, read backwards. So each answer is asked for once, however many metrics read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .inquiry import Subject
+from .perturb import Fill, at_pixels, backdrop
+from .seeds import own_generator
+from .types import Anatomy
+
+Level = Literal["patch", "pixel"]
+# How what is removed looks: see ``perturb.Fill``; "noise": Gaussian, with the image's own mean and deviation.
+Filling = Fill | Literal["noise"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What stays of an image: the ``shares`` of it that are most relevant, or least; one answer each."""
+
+    most: bool
+    shares: tuple[Fraction, ...]
+    level: Level = "patch"
+    fill: Filling = "auto"
+
+
+def steps(number: int, first: int = 0, last: int | None = None) -> tuple[Fraction, ...]:
+    """Shares ``first/number`` to ``last/number``, by default up to one."""
+    return tuple(Fraction(i, number) for i in range(first, (number if last is None else last) + 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """B images as the model takes them, and the model to ask about parts of them."""
+
+    subject: Subject
+    pixels: Tensor  # (B, C, H, W)
+    seed: int = 0
+    _drawn: dict[tuple[float, int, Filling], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def anatomy(self) -> Anatomy:
+        return self.subject.anatomy
+
+    def filling(self, fill: Filling) -> Filling:
+        """How parts are really removed: "auto" drops patches as tokens where the model has an answer without any."""
+        readout = self.anatomy.readout
+        if fill != "auto":
+            return fill
+        return "mean" if self.anatomy.undroppable or readout.beside or not readout.tokens else "drop"
+
+    def answers(self, ranks: Tensor, parts: Sequence[tuple[bool, int]], fill: Filling) -> Tensor:
+        """Scores (B, parts, classes) float32 of what is left of each image: (True, k) stands for its k most relevant
+        patches or pixels, (False, k) for its k least relevant ones. ``ranks`` (B, n): 0 is the most relevant."""
+        number = ranks.shape[1]
+        rows: dict[tuple[bool, int], list[int]] = {}
+        for column, (most, k) in enumerate(parts):
+            rows.setdefault((most or k in (0, number), k), []).append(column)  # all, or none, is no matter of order
+        keep = torch.cat([ranks < k if most else ranks >= number - k for most, k in rows])
+        scores = self.ask(keep, torch.arange(len(self.pixels)).repeat(len(rows)), fill).unflatten(0, (len(rows), -1))
+        found = scores.new_empty(len(self.pixels), len(parts), scores.shape[-1])
+        for columns, own in zip(rows.values(), scores, strict=True):
+            found[:, columns] = own[:, None]
+        return found
+
+    def ask(self, keep: Tensor, of: Tensor, fill: Filling) -> Tensor:
+        """Scores (R, classes) float32 of rows of which only ``keep`` (R, patches or pixels) is left; ``of`` (R,): which
+        image each is of. Rows that drop patches share a forward with those that keep as many."""
+        device = self.pixels.device
+        keep, of = keep.to(device), of.to(device)
+        dropped = fill == "drop"
+        counts = keep.sum(1) if dropped else torch.zeros(len(keep), dtype=torch.long, device=device)
+        behind = [] if dropped else [self._backdrop(image, fill) for image in range(len(self.pixels))]
+        found: Tensor | None = None
+        with torch.no_grad():
+            for count in counts.unique():
+                rows = (counts == count).nonzero()[:, 0]
+                most = self.subject.rows(int(count) if dropped else None)
+                for some in rows.tensor_split(-(-len(rows) // most)):
+                    images, places = of[some].unique(return_inverse=True)
+                    if dropped:
+                        _, scores = self.subject.respond(self.pixels[images], keep[some], places)
+                    else:
+                        painted = torch.stack([behind[int(image)] for image in images])[places]
+                        _, scores = self.subject.respond(
+                            torch.where(self._mask(keep[some]), self.pixels[of[some]], painted)
+                        )
+                    if found is None:
+                        found = scores.new_empty(len(keep), scores.shape[-1], dtype=torch.float32)
+                    found[some] = scores.float()
+        assert found is not None
+        return found
+
+    def without(self, removed: Tensor, fill: Filling) -> Tensor:
+        """Scores (B, R, classes) of the images without these patches, (B, R, n) booleans."""
+        rows = removed.shape[1]
+        of = torch.arange(len(removed)).repeat_interleave(rows)
+        return self.ask(~removed.flatten(0, 1), of, self.filling(fill)).unflatten(0, (-1, rows))
+
+    def at_random(self, share: float, samples: int, fill: Filling) -> tuple[Tensor, Tensor]:
+        """Sets of patches drawn at random, (B, samples, n) booleans of ``share`` of them each, and the scores (B,
+        samples, classes) of the images without them. They are the images' own, and are asked for once, whatever maps
+        they are to judge."""
+        key = (share, samples, fill)
+        if key not in self._drawn:
+            number = self.anatomy.grid[0] * self.anatomy.grid[1]
+            size = min(max(1, round(share * number)), number - 1)
+            drawn = [
+                torch.rand(samples, number, generator=own_generator(image, self.seed)).argsort(1) < size
+                for image in self.pixels
+            ]
+            removed = torch.stack(drawn)
+            self._drawn[key] = removed, self.without(removed, fill)
+        return self._drawn[key]
+
+    def _mask(self, keep: Tensor) -> Tensor:
+        """(R, 1, H, W) booleans of patches, or of the pixels that patches cover; others stay as they are."""
+        height, width = self.anatomy.covers
+        if keep.shape[1] != height * width:
+            return at_pixels(self, keep)
+        below, right = self.pixels.shape[2] - height, self.pixels.shape[3] - width
+        return F.pad(keep.view(-1, 1, height, width), (0, right, 0, below), value=True)
+
+    def _backdrop(self, image: int, fill: Filling) -> Tensor:
+        """(C, H, W) what an image is painted over with."""
+        picture = self.pixels[image : image + 1]
+        if fill != "noise":
+            return backdrop(self.anatomy, self.subject.black, picture, fill).expand_as(picture)[0]
+        mean, deviation = picture.mean((2, 3), keepdim=True), picture.std((2, 3), keepdim=True)
+        noise = torch.randn(picture.shape, generator=own_generator(picture[0], self.seed)).to(picture)
+        return (mean + deviation * noise)[0]
+
+
+def ranked(maps: Tensor, pixels: Tensor, seed: int) -> Tensor:
+    """(B, n) the rank of each number of maps (B, n) in its image, 0 for the largest.
+
+    Equal numbers come in an order of chance that is the image's own: any other order would be a place on the picture.
+    """
+    ranks = torch.empty(maps.shape, dtype=torch.long)
+    for own, values, image in zip(ranks, maps.cpu(), pixels, strict=True):
+        shuffled = torch.randperm(len(values), generator=own_generator(image, seed))
+        own[shuffled[values[shuffled].argsort(descending=True, stable=True)]] = torch.arange(len(values))
+    return ranks
+
+
+def at_level(maps: Tensor, anatomy: Anatomy, level: Level) -> Tensor:
+    """Maps (B, h, w) of patches or of pixels as numbers (B, n) of patches, or of the pixels that these cover.
+
+    To pixels they are resized bilinearly, as Chefer et al. (CVPR 2021) do; to patches they are averaged.
+    """
+    height, width = anatomy.covers
+    size = anatomy.grid if level == "patch" else anatomy.covers
+    if tuple(maps.shape[1:]) == size:
+        return maps.flatten(1)
+    if level == "patch":
+        return F.adaptive_avg_pool2d(maps[:, None, :height, :width], size).flatten(1)
+    if maps.shape[1] > anatomy.grid[0]:  # of all pixels, some of which no patch covers
+        return maps[:, :height, :width].flatten(1)
+    return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False).flatten(1)

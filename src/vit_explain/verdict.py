@@ -1,0 +1,183 @@
+"""Whether one picture's map can be believed: tested on this picture, and said in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import metrics as _registers_them  # noqa: F401
+from .cases import Case
+from .errors import CaptureError, ModelError, OptionError
+from .explanation import Explanation
+from .judging import Judge
+from .likeness import rank_correlation
+from .metrics.class_sensitivity import class_sensitivity
+from .metrics.deletion import deletion
+from .metrics.insertion import insertion
+from .metrics.model_randomisation import model_randomisation
+from .registry import METHODS, find
+from .seeds import own_generator
+
+CHANCE = 5  # random maps to compare with
+NOISES, RADIUS = 3, 0.05  # draws of uniform noise, in standard deviations of the model's input
+# Rank correlations that say so: the same map, much the same map, another map.
+SAME, ALIKE, APART = 0.98, 0.7, 0.3
+# Whom to ask for a second opinion: of other families, of one forward and one backward, first those that see the class.
+OTHERS = ("gae", "attn_lrp", "gradcam", "rollout")
+OPINIONS = 2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One test of one map."""
+
+    test: str
+    value: float | None  # None where nothing could be measured
+    says: str
+    believable: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All tests of one map; ``warnings``: why it should not be believed, none where nothing speaks against it."""
+
+    findings: list[Finding]
+
+    @property
+    def warnings(self) -> list[str]:
+        return [finding.says for finding in self.findings if not finding.believable]
+
+    @property
+    def summary(self) -> str:
+        """One sentence."""
+        failed = [finding.test for finding in self.findings if not finding.believable]
+        if not failed:
+            return "Nothing speaks against believing this map."
+        return f"Do not rely on this map: {', '.join(failed)} {'speaks' if len(failed) == 1 else 'speak'} against it."
+
+    def document(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {"summary": self.summary, "findings": [asdict(finding) for finding in self.findings]}
+
+
+def verify(judge: Judge, explanation: Explanation, pixels: Tensor) -> list[Verdict]:
+    """A verdict for each row of an explanation of these pixels, (B, C, H, W) as the model takes them.
+
+    Only rows about a class, or about none, can be judged. Takes about a dozen maps of the method and a hundred forwards
+    a row. Raises ``OptionError`` for targets that are functions or differences of classes.
+    """
+    method = find(explanation.method)
+    verdicts = []
+    for row, image in enumerate(explanation.image_of):
+        number = explanation.target_numbers[row]
+        if explanation.targets[row] and (number is None or " rather than " in explanation.targets[row]):
+            raise OptionError("only maps of a class, or of none, can be verified: give one class as the target")
+        pictures = judge.pictures(pixels[image : image + 1])
+        whole = judge.whole(pictures)
+        if whole.shape[1] < 2:
+            raise OptionError("verifying needs a model that tells at least two classes apart")
+        target = whole.argmax(1).cpu() if number is None else torch.tensor([number])
+        case, _ = judge.case(method, explanation.options, pictures, whole, target)
+        verdicts.append(Verdict([test(judge, case, explanation.method) for test in TESTS]))
+    return verdicts
+
+
+def against_chance(judge: Judge, case: Case, method: str) -> Finding:
+    """Deletion and insertion, beside the mean of random maps."""
+    patches = case.number("patch")
+    generator = own_generator(case.pictures.pixels[0], judge.seed)
+    noise = [torch.rand(1, patches, generator=generator) for _ in range(CHANCE)]
+    grid = case.pictures.anatomy.grid
+    random = [Case(one.unflatten(1, grid), case.targets, case.pictures, case.whole) for one in noise]
+    left, shown = (float(metric(case).values) for metric in (deletion, insertion))
+    left_by_chance, shown_by_chance = (
+        sum(float(metric(one).values) for one in random) / CHANCE for metric in (deletion, insertion)
+    )
+    gain = (left_by_chance - left) + (shown - shown_by_chance)
+    says = (
+        f"removing what it marks first leaves {left:.0%} of the class's probability on average, removing at random "
+        f"{left_by_chance:.0%}; showing it first reaches {shown:.0%}, showing at random {shown_by_chance:.0%}"
+    )
+    verdict = "Better than chance" if gain > 0 else "No better than chance"
+    return Finding("deletion and insertion", gain, f"{verdict}: {says}.", gain > 0)
+
+
+def stability(judge: Judge, case: Case, method: str) -> Finding:
+    """Rank correlation with maps of the picture under noise that nobody would see."""
+    assert case.explain is not None
+    pixels = case.pictures.pixels
+    generator = own_generator(pixels[0], judge.seed)
+    found = []
+    for _ in range(NOISES):
+        noise = 2 * torch.rand(pixels.shape, generator=generator) - 1
+        found.append(float(rank_correlation(case.maps, case.explain(pixels + RADIUS * noise.to(pixels), case.targets))))
+    value = min(found)
+    if value != value:
+        return _flat("stability")
+    word = "Stable" if value >= ALIKE else "Unstable" if value < APART else "Not very stable"
+    says = f"{word}: under noise that nobody would see, its rank correlation with itself is {value:.2f} at the least."
+    return Finding("stability", value, says, value >= APART)
+
+
+def weights(judge: Judge, case: Case, method: str) -> Finding:
+    """Rank correlation with the map of the model with random weights."""
+    value = float(model_randomisation(case, stages=1))
+    if value != value:
+        return Finding(
+            "weights", None, "With random weights the map is the same everywhere, so it rests on what was learnt.", True
+        )
+    believable = value < ALIKE
+    word = "Rests on what the model learnt" if believable else "Hardly depends on what the model learnt"
+    says = f"{word}: with random weights the map has a rank correlation of {value:.2f} with this one."
+    return Finding("weights", value, says, believable)
+
+
+def class_dependence(judge: Judge, case: Case, method: str) -> Finding:
+    """Rank correlation with the map of the next likeliest class."""
+    if not METHODS[method].class_specific:
+        says = "The method does not depend on a class: the map does not say what speaks for one."
+        return Finding("class", 1.0, says, True)
+    value = float(class_sensitivity(case))
+    if value != value:
+        return _flat("class")
+    believable = value < SAME
+    word = "Is about this class" if value < ALIKE else "Is hardly about this class" if believable else "Is not about it"
+    says = f"{word}: the map of the next likeliest class has a rank correlation of {value:.2f} with this one."
+    return Finding("class", value, says, believable)
+
+
+def agreement(judge: Judge, case: Case, method: str) -> Finding:
+    """Rank correlation with the maps of two methods of other families."""
+    heard: dict[str, float] = {}
+    for name in OTHERS:
+        if len(heard) == OPINIONS or METHODS[name].family == METHODS[method].family:
+            continue
+        try:
+            other, _ = judge.case(METHODS[name], METHODS[name].settings({}), case.pictures, case.whole, case.targets)
+        except (CaptureError, ModelError):
+            continue  # the next one may know this model
+        value = float(rank_correlation(case.at("patch"), other.at("patch")))
+        if value == value:
+            heard[name] = value
+    if not heard:
+        return Finding("agreement", None, "No other method could be asked.", True)
+    mean = sum(heard.values()) / len(heard)
+    word = "Others agree" if mean >= ALIKE else "Others disagree" if mean < APART else "Others agree in part"
+    says = f"{word}: rank correlation {' and '.join(f'{value:.2f} with {name}' for name, value in heard.items())}."
+    return Finding("agreement", mean, says, mean > 0)
+
+
+TESTS = (against_chance, stability, weights, class_dependence, agreement)
+
+
+def _flat(test: str) -> Finding:
+    return Finding(test, None, "The map is the same everywhere, so it marks nothing.", False)
+
+
+def sentences(verdict: Verdict) -> Sequence[str]:
+    """What is to be read, one line each."""
+    return [finding.says for finding in verdict.findings]

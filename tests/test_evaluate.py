@@ -1,0 +1,395 @@
+"""Evaluations: data read and refused, every number reproduced alone, stopping anywhere, results that add up."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_models import CLASSES, GRID, SIZE, small
+
+from vit_explain import Explainer
+from vit_explain.datasets import Classes, chosen, read_dataset
+from vit_explain.errors import ImageError, ModelError, OptionError, OutputError
+from vit_explain.evaluate import evaluate
+from vit_explain.image import Geometry, Preprocessing, prepare
+from vit_explain.metric_registry import METRICS
+from vit_explain.mosaics import cell, composed, grouped
+from vit_explain.records import NUMBERS
+from vit_explain.report import page, save
+from vit_explain.results import Evaluation
+from vit_explain.truth import Truth
+
+LABELS = ["tench, Tinca tinca", "red fox", "gas pump", "church"]
+HOW = Preprocessing(SIZE, (0.5,) * 3, (0.5,) * 3, "bilinear", crop_pct=1.0, crop_mode="squash")
+
+
+def picture(seed: int, size: tuple[int, int] = (60, 48)) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), np.uint8)
+    return Image.fromarray(noise).resize(size, Image.Resampling.BILINEAR)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve photos of three classes, of which the model has four."""
+    for number, name in enumerate(("church", "red_fox", "n01440764")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(4):
+            picture(10 * number + i).save(tmp_path / "photos" / name / f"{i}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def explainer() -> Explainer:
+    return Explainer(small("class token"), labels=LABELS, preprocessing=HOW)
+
+
+def run(folder: Path, explainer: Explainer, tmp_path: Path, **options: Any) -> Evaluation:
+    given: dict[str, Any] = {"methods": ["rollout", "gradient_rollout"], "metrics": ["deletion", "gini"]}
+    return evaluate(folder, explainer, out=tmp_path / "out", **{**given, **options})
+
+
+# Data ----------------------------------------------------------------------------------------------------------------
+
+
+def test_folders_are_found_by_label_number_and_wordnet_id(folder):
+    items = read_dataset(folder, LABELS, CLASSES)
+    assert [item.name for item in items[:2]] == ["church/0.png", "church/1.png"]
+    assert {item.name.split("/")[0]: item.label for item in items} == {"church": 3, "red_fox": 1, "n01440764": 0}
+    known = Classes(LABELS, CLASSES)
+    assert [known.number(name) for name in ("2", "Gas-Pump", "tinca tinca", "9", "shoe", "n99999999")] == [
+        2, 2, 0, None, None, None,
+    ]  # fmt: skip
+
+
+def test_a_folder_of_no_class_is_refused(folder):
+    (folder / "churhc").mkdir()
+    picture(1).save(folder / "churhc" / "a.png")
+    with pytest.raises(ImageError, match=r"no class 'churhc'; near matches: church"):
+        read_dataset(folder, LABELS, CLASSES)
+
+
+def test_as_many_unknown_folders_as_classes_are_numbered_by_name(tmp_path):
+    for name in ("d", "a", "c", "b"):
+        (tmp_path / name).mkdir()
+        picture(0).save(tmp_path / name / "x.png")
+    assert {item.name: item.label for item in read_dataset(tmp_path, None, 4)} == {
+        "a/x.png": 0, "b/x.png": 1, "c/x.png": 2, "d/x.png": 3,
+    }  # fmt: skip
+
+
+def test_pictures_without_folders_have_no_class(folder):
+    items = read_dataset(folder / "church", LABELS, CLASSES)
+    assert len(items) == 4 and all(item.label is None for item in items)
+
+
+def test_lists_with_boxes_and_masks(folder):
+    Image.fromarray(np.eye(48, 60, dtype=np.uint8) * 255).save(folder / "mask.png")
+    (folder / "list.csv").write_text(
+        "image,label,left,top,right,bottom,mask\n"
+        "church/0.png,church,1,2,30,40,\nchurch/0.png,church,40,2,50,9,\nred_fox/1.png,1,,,,,mask.png\n"
+        "red_fox/2.png,,,,,,\n"
+    )
+    first, second, third = read_dataset(folder / "list.csv", LABELS, CLASSES)
+    assert first.truth == Truth(((1, 2, 30, 40), (40, 2, 50, 9))) and first.label == 3
+    assert second.truth is not None and second.truth.mask == folder / "mask.png" and second.label == 1
+    assert third.truth is None and third.label is None
+    rows = [{"image": "church/0.png", "label": "church", "left": 1, "top": 2, "right": 30, "bottom": 40}]
+    for name, text in (("a.json", json.dumps(rows)), ("a.jsonl", json.dumps(rows[0]) + "\n\n")):
+        (folder / name).write_text(text)
+        assert read_dataset(folder / name, LABELS, CLASSES)[0].truth == Truth(((1, 2, 30, 40),))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    (
+        ("name\nchurch/0.png\n", "row 1: there is no image"),
+        ("image\nchurch/9.png\n", "row 1: there is no file 'church/9.png'"),
+        ("image,left,top,right,bottom\nchurch/0.png,5,1,4,9\n", "left < right"),
+        ("image,left,top,right,bottom\nchurch/0.png,5,1,,9\n", "numbers left, top, right and bottom"),
+        ("image,label\nchurch/0.png,shoe\n", "no class 'shoe'"),
+        ("", "there are no pictures"),
+    ),
+)
+def test_hostile_lists(folder, text, message):
+    (folder / "list.csv").write_text(text)
+    with pytest.raises(ImageError, match=message):
+        read_dataset(folder / "list.csv", LABELS, CLASSES)
+
+
+def test_hostile_data(folder, tmp_path):
+    (tmp_path / "a.json").write_text('{"image": 3}')
+    (tmp_path / "b.jsonl").write_text("{")
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        ("nowhere", "neither a folder"), ("a.json", "one object a picture"), ("b.jsonl", "cannot be read"),
+        ("empty", "no pictures"),
+    ):  # fmt: skip
+        with pytest.raises(ImageError, match=message):
+            read_dataset(tmp_path / name, LABELS, CLASSES)
+
+
+def test_images_are_chosen_evenly_and_the_fewer_are_among_the_more(folder):
+    items = read_dataset(folder, LABELS, CLASSES)
+    nine = chosen(items, 9, seed=3)
+    assert sorted(item.label for item in nine) == [0, 0, 0, 1, 1, 1, 3, 3, 3]
+    assert chosen(items, 4, seed=3) == nine[:4]
+    assert chosen(items, 9, seed=4) != nine
+    assert len(chosen(items, None, seed=0)) == len(chosen(items, 99, seed=0)) == 12
+
+
+def test_truth_lies_where_the_model_sees_it():
+    """A box on the original against the pixels that prepare() makes of a picture that is white there."""
+    for mode in ("center", "squash", "border"):
+        how = Preprocessing((40, 24), (0,) * 3, (1,) * 3, "nearest", crop_pct=0.9, crop_mode=mode)
+        white = np.zeros((90, 70, 3), np.uint8)
+        white[20:60, 15:50] = 255
+        pixels, geometry = prepare(Image.fromarray(white), how)
+        found = Truth(((15, 20, 50, 60),)).seen(geometry)
+        np.testing.assert_array_equal(found, pixels[0] > 0.5)
+
+
+def test_masks_must_fit_their_picture(tmp_path):
+    Image.new("L", (3, 4)).save(tmp_path / "mask.png")
+    with pytest.raises(ImageError, match=r"has \(4, 3\) pixels"):
+        Truth((), tmp_path / "mask.png").seen(Geometry.identity(5, 5))
+    with pytest.raises(ImageError, match="cannot be read"):
+        Truth((), tmp_path / "none.png").seen(Geometry.identity(5, 5))
+
+
+def test_mosaics():
+    pictures = [torch.full((3, 9, 13), float(n)) for n in range(4)]
+    whole = composed(pictures, 2)
+    for number in range(4):
+        top, left, bottom, right = cell(number, 2, (9, 13))
+        torch.testing.assert_close(
+            whole[:, top:bottom, left:right], torch.full((3, bottom - top, right - left), 1.0 * number)
+        )
+    confident = {f"{number}-{i}": number for number in range(5) for i in range(number + 1)}
+    groups = grouped(confident, 4)
+    used = [name for group in groups for name in group]
+    assert len(groups) >= 2 and len(set(used)) == len(used)
+    assert all(len({confident[name] for name in group}) == 4 for group in groups)
+
+
+# Running -------------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_are_those_of_single_images(folder, explainer, tmp_path):
+    found = run(folder, explainer, tmp_path, metrics="all", images=3, metric_options=FEW)
+    for record in found.records:
+        if record.image.startswith("mosaic"):
+            continue
+        alone = evaluate(
+            one_image(folder, record.image, tmp_path), explainer, [record.method], "all",
+            out=tmp_path / f"alone {record.method} {record.image.replace('/', ' ')}", metric_options=FEW,
+        )  # fmt: skip
+        other = next(r for r in alone.records if r.method == record.method)
+        for metric, values in record.numbers.items():
+            for one, two in zip(values, other.numbers[metric], strict=True):
+                assert (one is None) == (two is None)
+                assert one is None or one == pytest.approx(two, rel=1e-3, abs=1e-4), (metric, record.method)
+
+
+# Few draws: how often is no matter here.
+FEW = {
+    "faithfulness_correlation": {"samples": 5},
+    "infidelity": {"samples": 5},
+    "sensitivity_n": {"samples": 4, "sizes": 2},
+    "max_sensitivity": {"samples": 1},
+    "model_randomisation": {"stages": 1},
+    "model_randomisation_ssim": {"stages": 1},
+}
+
+
+def one_image(folder: Path, name: str, tmp_path: Path) -> Path:
+    label, file = name.split("/")
+    target = tmp_path / f"one {label} {file}" / label
+    target.mkdir(parents=True, exist_ok=True)
+    (target / file).write_bytes((folder / name).read_bytes())
+    return target.parent
+
+
+def test_baselines_are_always_there(folder, explainer, tmp_path):
+    assert run(folder, explainer, tmp_path, images=2).methods == [
+        "rollout", "gradient_rollout", "random", "centred_gaussian",
+    ]  # fmt: skip
+
+
+def test_stopped_anywhere_it_goes_on(folder, explainer, tmp_path, monkeypatch):
+    whole = run(folder, explainer, tmp_path / "whole")
+
+    class StoppedError(Exception):
+        pass
+
+    def stop_after(times: int) -> Any:
+        calls = []
+        explain = Explainer.explain
+
+        def counted(self: Explainer, *args: Any, **options: Any) -> Any:
+            calls.append(args)
+            if len(calls) > times:
+                raise StoppedError
+            return explain(self, *args, **options)
+
+        monkeypatch.setattr(Explainer, "explain", counted)
+        return calls
+
+    for times in (3, 2):
+        stop_after(times)
+        with pytest.raises(StoppedError):
+            run(folder, explainer, tmp_path)
+        monkeypatch.undo()
+    file = tmp_path / "out" / NUMBERS
+    file.write_bytes(file.read_bytes()[:-20])  # and a line is cut off
+    calls = stop_after(99)
+    found = run(folder, explainer, tmp_path)
+    assert len(calls) == 4 * 2 - 5 + 1
+    assert found.table() == [{**row, "seconds": pytest.approx(row["seconds"], rel=100)} for row in whole.table()]
+    stop_after(0)
+    assert run(folder, explainer, tmp_path).table() == found.table()
+
+
+def test_more_images_and_methods_go_on_too(folder, explainer, tmp_path):
+    run(folder, explainer, tmp_path, images=4)
+    before = (tmp_path / "out" / NUMBERS).read_text()
+    found = run(folder, explainer, tmp_path, images=6, methods=["rollout", "gae"])
+    assert (tmp_path / "out" / NUMBERS).read_text().startswith(before)
+    assert {record.image for record in found.records} == {i.name for i in chosen(read_dataset(folder, LABELS, 4), 6, 0)}
+    assert "gradient_rollout" not in found.methods
+
+
+def test_other_settings_need_another_folder(folder, explainer, tmp_path):
+    run(folder, explainer, tmp_path, images=2)
+    with pytest.raises(OutputError, match=r"other settings \(seed\)"):
+        run(folder, explainer, tmp_path, images=2, seed=1)
+    with pytest.raises(OutputError, match=r"other settings \(metrics\)"):
+        run(folder, explainer, tmp_path, images=2, metrics=["entropy"])
+    (tmp_path / "out" / "evaluation.json").write_text("{")
+    with pytest.raises(OutputError, match="is damaged"):
+        run(folder, explainer, tmp_path, images=2)
+
+
+def test_what_cannot_be_read_or_explained_is_left_out(folder, explainer, tmp_path):
+    (folder / "church" / "0.png").write_bytes(b"no picture")
+    said: list[str] = []
+    pooled = Explainer(small("attention pooling"), labels=LABELS, preprocessing=HOW)
+    found = run(
+        folder, pooled, tmp_path, methods=["attention", "gae", "gradcam"], complain=said.append,
+        options={"attention": {"layer": 0}},
+    )  # fmt: skip
+    assert len({record.image for record in found.records}) == 11
+    assert any(line.startswith("church/0.png is left out") for line in said)
+    assert set(found.refused) == {"attention"} and "attention" not in found.methods
+    assert all(record.method != "attention" for record in found.records)
+
+
+def test_boxes_are_scored_where_they_are_known(folder, explainer, tmp_path):
+    (folder / "list.csv").write_text(
+        "image,left,top,right,bottom\nchurch/0.png,0,0,30,48\nchurch/1.png,10,10,40,40\nred_fox/0.png,,,,\n"
+    )
+    found = run(folder / "list.csv", explainer, tmp_path, metrics=["energy_pointing", "pointing_game", "mean_iou"])
+    assert {score.images for scores in found.scores.values() for score in scores.values()} == {2}
+    record = next(r for r in found.of("rollout") if r.image == "church/0.png")
+    relevance = explainer.explain(folder / "church" / "0.png", "rollout").relevance[0]
+    left = relevance[:, : GRID[1] // 2].sum() + relevance[:, GRID[1] // 2].sum() / 2
+    assert record.numbers["energy_pointing"][0] == pytest.approx(left / relevance.sum(), rel=1e-4)
+    without = run(folder, explainer, tmp_path / "other", metrics=["energy_pointing", "gini"], images=2)
+    assert list(without.scores) == ["gini"]
+
+
+def test_the_true_class_can_be_explained(folder, explainer, tmp_path):
+    found = run(folder, explainer, tmp_path, target="label", images=3)
+    assert all(record.target == record.label for record in found.records)
+    with pytest.raises(ImageError, match="have no class"):
+        run(folder / "church", explainer, tmp_path / "other", target="label")
+
+
+def test_wrong_arguments(folder, explainer, tmp_path):
+    for options, error, message in (
+        ({"target": "both"}, OptionError, "'predicted' or 'label'"),
+        ({"mosaic": 1}, OptionError, "at least 2 pictures"),
+        ({"options": {"gae": {}}}, OptionError, "'gae', which is not among the methods"),
+        ({"metric_options": {"saco": {}}}, OptionError, "'saco', which is not among the metrics"),
+        ({"metric_options": {"gini": {"x": 1}}}, OptionError, "gini has no option 'x'"),
+        ({"methods": ["rolout"]}, OptionError, "near matches: rollout"),
+    ):
+        with pytest.raises(error, match=message):
+            run(folder, explainer, tmp_path, **options)
+    with pytest.raises(ModelError, match="has no classes"):
+        run(folder, Explainer(small_headless(), preprocessing=HOW), tmp_path)
+
+
+def small_headless() -> torch.nn.Module:
+    model: Any = small("class token")
+    model.reset_classifier(0)
+    return model
+
+
+# Results -------------------------------------------------------------------------------------------------------------
+
+
+def test_ranks_intervals_and_standing(folder, explainer, tmp_path):
+    found = run(folder, explainer, tmp_path, metrics=["deletion", "insertion", "gini"])
+    for metric, scores in found.scores.items():
+        values = {name: found.numbers(metric, name)[:, 0] for name in found.methods}
+        for name, score in scores.items():
+            assert score.value == pytest.approx(values[name].mean()) and score.images == 12
+            error = values[name].std() / np.sqrt(12)
+            assert score.low <= score.value <= score.high
+            assert (score.high - score.low) / 2 == pytest.approx(1.96 * error, rel=0.25, abs=1e-9)
+        best = (max if METRICS[metric].higher_is_better else min)(scores, key=lambda n: scores[n].value)
+        assert scores[best].rank == 1
+    places = {n: np.mean([(4 - found.scores[m][n].rank) / 3 for m in ("deletion", "insertion")]) for n in found.methods}
+    assert found.standing == pytest.approx(places)
+
+
+def test_files_hold_every_number(folder, explainer, tmp_path):
+    found = run(folder, explainer, tmp_path, images=5)
+    names = {file.name for file in save(found, tmp_path / "out")}
+    assert {"report.html", "scores.csv", "numbers.csv", "manifest.json"} <= names
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "numbers.csv").read_text())))
+    assert len(rows) == 5 * 4 * 2
+    values = [float(row["value"]) for row in rows if (row["method"], row["metric"]) == ("rollout", "deletion")]
+    np.testing.assert_allclose(values, found.numbers("deletion", "rollout")[:, 0])
+    pandas = pytest.importorskip("pandas", reason="data frames are for those who have pandas")
+    assert isinstance(found.frame(), pandas.DataFrame) and len(found.frame()) == len(rows)
+
+
+def test_the_report_holds_everything_that_it_shows(folder, explainer, tmp_path):
+    found = run(folder, explainer, tmp_path, metrics=["deletion", "gini"])
+    text = page(found)
+    assert not re.search(r'(?:src|href)="(?!data:|#)', text) and "<script" not in text
+    assert text.count("<svg") == 3  # an interval plot each, and the curve of deletion
+    for name in found.methods:
+        assert f"<td>{name}</td>" in text
+    assert text.count("data:image/jpeg") == 4 * 6
+
+
+def test_mosaics_are_scored(tmp_path):
+    """A model that is sure of its answers, and two pictures of each."""
+    model: Any = small("class token")
+    with torch.no_grad():
+        model.head.weight *= 20
+    explainer = Explainer(model, preprocessing=HOW)
+    found: dict[int, list[Image.Image]] = {number: [] for number in range(CLASSES)}
+    for seed in range(200):
+        (_, number, probability), *_ = explainer.explain(picture(seed), "uniform").top()
+        if probability > 0.9 and len(found[number]) < 2:
+            found[number].append(picture(seed))
+    (tmp_path / "photos").mkdir()
+    for number, pictures in found.items():
+        assert len(pictures) == 2
+        for i, one in enumerate(pictures):
+            one.save(tmp_path / "photos" / f"{number}-{i}.png")
+    scores = run(
+        tmp_path / "photos", explainer, tmp_path, metrics=["grid_pointing"], methods=["gae", "uniform"]
+    ).scores["grid_pointing"]
+    assert scores["uniform"].value == pytest.approx(0.25, abs=1e-6) and scores["gae"].images == 2 * 4
