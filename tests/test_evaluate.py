@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -219,7 +220,7 @@ def one_image(folder: Path, name: str, tmp_path: Path) -> Path:
 
 def test_baselines_are_always_there(folder, explainer, tmp_path):
     assert run(folder, explainer, tmp_path, images=2).methods == [
-        "rollout", "gradient_rollout", "random", "centred_gaussian",
+        "rollout", "gradient_rollout", "centred_gaussian", "random",
     ]  # fmt: skip
 
 
@@ -263,15 +264,30 @@ def test_more_images_and_methods_go_on_too(folder, explainer, tmp_path):
     found = run(folder, explainer, tmp_path, images=6, methods=["rollout", "gae"])
     assert (tmp_path / "out" / NUMBERS).read_text().startswith(before)
     assert {record.image for record in found.records} == {i.name for i in chosen(read_dataset(folder, LABELS, 4), 6, 0)}
-    assert "gradient_rollout" not in found.methods
+    assert set(found.methods) == {"rollout", "gradient_rollout", "gae", "random", "centred_gaussian"}
+    assert {score.images for score in found.scores["gini"].values()} == {4, 6}
+
+
+def test_more_metrics_go_on_too(folder, explainer, tmp_path, monkeypatch):
+    first = run(folder, explainer, tmp_path, images=4)
+    asked = []
+    metric = METRICS["deletion"]
+    monkeypatch.setitem(METRICS, "deletion", dataclasses.replace(metric, run=lambda *a, **o: asked.append(a)))
+    found = run(folder, explainer, tmp_path, images=4, metrics=["deletion", "entropy", "insertion"])
+    assert not asked
+    assert list(found.scores) == ["deletion", "insertion", "entropy", "gini"]
+    np.testing.assert_array_equal(found.numbers("gini", "rollout"), first.numbers("gini", "rollout"))
+    assert len(found.numbers("entropy", "rollout")) == 4
 
 
 def test_other_settings_need_another_folder(folder, explainer, tmp_path):
     run(folder, explainer, tmp_path, images=2)
     with pytest.raises(OutputError, match=r"other settings \(seed\)"):
         run(folder, explainer, tmp_path, images=2, seed=1)
-    with pytest.raises(OutputError, match=r"other settings \(metrics\)"):
-        run(folder, explainer, tmp_path, images=2, metrics=["entropy"])
+    with pytest.raises(OutputError, match=r"other settings \(metrics of deletion\)"):
+        run(folder, explainer, tmp_path, images=2, metric_options={"deletion": {"steps": 7}})
+    with pytest.raises(OutputError, match=r"other settings \(options of rollout\)"):
+        run(folder, explainer, tmp_path, images=2, options={"rollout": {"discard_ratio": 0.5}})
     (tmp_path / "out" / "evaluation.json").write_text("{")
     with pytest.raises(OutputError, match="is damaged"):
         run(folder, explainer, tmp_path, images=2)

@@ -60,7 +60,7 @@ LEVELS = [
     {"results"},
     {"evaluate", "report", "verdict"},
     {"arguments", "web"},
-    {"commands.explain", "commands.methods", "commands.models", "commands.original"},
+    {"commands.explain", "commands.methods", "commands.original"},
     {
         "commands.compare",
         "commands.evaluate",

@@ -95,20 +95,21 @@ def evaluate(
         "target": target,
         "mosaic": mosaic,
         "metrics": settings["metrics"],
-        "options": {name: own for name, own in settings["methods"].items() if options and name in options},
+        # Of every method, so that another call cannot mix numbers of other options among them.
+        "options": settings["methods"],
     }
     run = _Run(explainer, wanted, measures, settings, target, seed, complain or (lambda _: None))
     run.records = Records(Path(out), record)
     run.images(items, max_pixels, progress or (lambda _done, _total: None))
-    if any("mosaic" in one.needs for one in measures):
-        run.mosaics(items, mosaic, max_pixels)
-    kept = {item.name for item in items}
-    found = [one for one in run.records if one.image in kept or one.image.startswith(MOSAIC)]
+    groups = run.groups(items, mosaic)
+    run.mosaics(groups, items, mosaic, max_pixels)
+    kept = {item.name for item in items} | {name for names in groups.values() for name in names}
+    found = [one for one in run.records if one.image in kept]
     return Evaluation(
-        [one for one in found if one.method in settings["methods"]],
-        [one.name for one in wanted if one.name not in run.refused],
-        [one.name for one in measures],
-        record,
+        found,
+        [one.name for one in choose_methods(["all"]) if one.name in {record.method for record in found}],
+        [one.name for one in choose_metrics(list(run.records.settings["metrics"]))],
+        run.records.settings,
         run.refused,
         {item.name: item.source for item in items},
         explainer.preprocessing,
@@ -157,16 +158,16 @@ class _Run:
         metrics = [one for one in self.metrics if "mosaic" not in one.needs]
         total, done = len(items) * len(self.methods), 0
         for some in _batched(items):
-            if any((item.name, one.name) not in self.records for item in some for one in self.methods):
+            if any(self._lacks(item.name, one, metrics) for item in some for one in self.methods):
                 batch = self._read(some, max_pixels)
                 if batch.names:
                     self._measure(batch, metrics)
             done += len(some) * len(self.methods)
             progress(done, total)
 
-    def mosaics(self, items: Sequence[Item], side: int, max_pixels: int) -> None:
-        """The metrics of mosaics, of pictures that the model knows with confidence."""
-        metrics = [one for one in self.metrics if "mosaic" in one.needs]
+    def groups(self, items: Sequence[Item], side: int) -> dict[tuple[str, ...], list[str]]:
+        """Names of pictures that the model knows with confidence, for a mosaic each; and what to call the mosaic when
+        each of their classes is explained."""
         known = {one.image: one for one in self.records if one.method == BASELINES[0]}
         confident = {
             item.name: known[item.name].target
@@ -175,10 +176,19 @@ class _Run:
             and known[item.name].probability > CONFIDENT
             and known[item.name].label in (None, known[item.name].target)
         }
+        return {
+            tuple(group): [f"{MOSAIC}{' | '.join(group)}: {confident[name]}" for name in group]
+            for group in grouped(confident, side * side)
+        }
+
+    def mosaics(
+        self, groups: Mapping[tuple[str, ...], list[str]], items: Sequence[Item], side: int, max_pixels: int
+    ) -> None:
+        """The metrics of mosaics."""
+        metrics = [one for one in self.metrics if "mosaic" in one.needs]
         by_name = {item.name: item for item in items}
-        for number, group in enumerate(grouped(confident, side * side)):
-            names = [f"{MOSAIC}{number}, {confident[name]}" for name in group]
-            if all((name, one.name) in self.records for name in names for one in self.methods):
+        for group, names in groups.items() if metrics else ():
+            if not any(self._lacks(name, one, metrics) for name in names for one in self.methods):
                 continue
             pictures = self._read([by_name[name] for name in group], max_pixels).pixels
             if len(pictures) < len(group):
@@ -189,11 +199,14 @@ class _Run:
             for place, mask in enumerate(truth):
                 top, left, bottom, right = cell(place, side, (whole.shape[1], whole.shape[2]))
                 mask[top:bottom, left:right] = True
-            targets = torch.tensor([confident[name] for name in group])
+            targets = torch.tensor([int(name.rpartition(": ")[2]) for name in names])
             for some in torch.arange(len(group)).split(CHUNK):
                 pixels = whole.expand(len(some), -1, -1, -1).contiguous()
                 batch = Batch([names[i] for i in some], pixels, targets[some], targets[some], truth[some])
                 self._measure(batch, metrics)
+
+    def _lacks(self, image: str, method: Method, metrics: Sequence[Metric]) -> bool:
+        return not self.records.complete(image, method.name, [one.name for one in metrics])
 
     def _read(self, items: Sequence[Item], max_pixels: int) -> Batch:
         """The pictures that can be read; of the others it is told why not."""
@@ -236,10 +249,11 @@ class _Run:
         if targets is None:
             targets = batch.labels if self.target == "label" else whole.argmax(1).cpu()
         for method in self.methods:
-            if method.name in self.refused or all((name, method.name) in self.records for name in batch.names):
+            if method.name in self.refused or not any(self._lacks(name, method, metrics) for name in batch.names):
                 continue
+            lacking = [one for one in metrics if any(self._lacks(name, method, [one]) for name in batch.names)]
             try:
-                self.records.add(self._records(method, batch, pictures, whole, targets, metrics))
+                self.records.add(self._records(method, batch, pictures, whole, targets, lacking))
             except (CaptureError, ModelError, OptionError) as error:
                 self.refused[method.name] = str(error)
                 self.complain(f"{method.name} is left out: {error}")
@@ -256,6 +270,7 @@ class _Run:
         options = self.settings["methods"][method.name]
         case, found = self.judge.case(method, options, pictures, whole, targets, labels=batch.labels, truth=batch.truth)
         known = [one for one in metrics if "truth" not in one.needs or case.truth is not None]
+        nothing = {one.name: [None] for one in metrics if one not in known}
         case.prepare([part for one in known for part in one.parts(**self.settings["metrics"][one.name])])
         numbers: dict[str, Tensor] = {}
         curves: dict[str, Tensor] = {}
@@ -275,7 +290,7 @@ class _Run:
                 None if batch.labels[i] < 0 else bool(whole[i].argmax() == batch.labels[i]),
                 round(float(probability[i]), 6),
                 round(found.seconds / len(batch.names), 5),
-                {key: [_plain(v) for v in values[i].tolist()] for key, values in numbers.items()},
+                {key: [_plain(v) for v in values[i].tolist()] for key, values in numbers.items()} | nothing,
                 {key: [round(v, 4) for v in curve[i].tolist()] for key, curve in curves.items()},
                 shades[i],
                 found.warnings[i],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from .errors import OutputError
 from .store import write_folder
 
 SETTINGS, NUMBERS = "evaluation.json", "numbers.jsonl"
+GROWING = ("metrics", "options")  # settings by name, of which there may be more the next time
 
 
 @dataclass
@@ -45,12 +46,14 @@ class Records:
     def __iter__(self) -> Iterator[Record]:
         return iter(self._done.values())
 
-    def __contains__(self, key: tuple[str, str]) -> bool:
-        """Whether this (image, method) is done."""
-        return key in self._done
+    def complete(self, image: str, method: str, metrics: Iterable[str]) -> bool:
+        """Whether a method on an image is done, and all of these metrics known of it."""
+        known = self._done.get((image, method))
+        return known is not None and known.numbers.keys() >= set(metrics)
 
     def add(self, records: list[Record]) -> None:
-        """Write records down; they are on the disk when this returns."""
+        """Write records down; they are on the disk when this returns. What is known of the same image and method
+        already is kept beside them."""
         text = "".join(json.dumps(asdict(record), allow_nan=False) + "\n" for record in records)
         try:
             with (self.folder / NUMBERS).open("a", encoding="utf-8") as file:
@@ -59,10 +62,21 @@ class Records:
                 os.fsync(file.fileno())
         except OSError as error:
             raise OutputError(f"cannot write to {str(self.folder)!r}: {error.strerror}") from None
-        self._done |= {(record.image, record.method): record for record in records}
+        for record in records:
+            self._keep(record)
+
+    def _keep(self, record: Record) -> None:
+        key = record.image, record.method
+        known = self._done.get(key)
+        if known is not None:
+            record = replace(
+                record, numbers=known.numbers | record.numbers, curves=known.curves | record.curves, map=known.map,
+                seconds=known.seconds,
+            )  # fmt: skip
+        self._done[key] = record
 
     def _settle(self) -> None:
-        """The settings in the folder must be these; a new folder gets them."""
+        """The settings in the folder must be these, but that more metrics and methods with options may come."""
         file = self.folder / SETTINGS
         if not file.exists():
             if (self.folder / NUMBERS).exists():
@@ -75,12 +89,19 @@ class Records:
             raise OutputError(f"{str(file)!r} is damaged; choose another folder") from None
         found.pop("files", None)
         wanted = json.loads(json.dumps(self.settings))
-        differ = [key for key in wanted if found.get(key) != wanted[key]]
+        differ = [key for key in wanted if key not in GROWING and found.get(key) != wanted[key]]
+        for key in GROWING:
+            known = found.setdefault(key, {})
+            differ += [f"{key} of {name}" for name in wanted[key] if name in known and known[name] != wanted[key][name]]
         if differ:
             raise OutputError(
                 f"{str(self.folder)!r} holds an evaluation with other settings ({', '.join(differ)}); choose another "
                 "folder with --out, or the same settings"
             )
+        grown = found | {key: found[key] | wanted[key] for key in GROWING}
+        if grown != found:
+            write_folder(self.folder, {}, grown, SETTINGS)
+        self.settings = grown
 
     def _read(self) -> None:
         file = self.folder / NUMBERS
@@ -93,7 +114,7 @@ class Records:
                     record = Record(**json.loads(line))
                 except (ValueError, TypeError):
                     break  # cut off when the run was stopped
-                self._done[record.image, record.method] = record
+                self._keep(record)
                 whole += len(line)
             torn = file.stat().st_size - whole
         if torn:

@@ -11,11 +11,13 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import OptionError, near
 from .options import Option, options_of, settled
-from .types import Attends
+
+if TYPE_CHECKING:
+    from .types import Attends  # loads torch, which naming a method needs not
 
 
 @dataclass(frozen=True)

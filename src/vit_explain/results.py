@@ -106,8 +106,9 @@ class Evaluation:
     def numbers(self, metric: str, method: str) -> NDArray[np.float64]:
         """(n, c): every image's numbers in a metric, without images of which it says nothing."""
         rows = [one.numbers[metric] for one in self._by_method[method] if metric in one.numbers]
-        values = np.array([[np.nan if v is None else v for v in row] for row in rows], dtype=float)
-        return values[~np.isnan(values).any(1)] if len(values) else values.reshape(0, 1)
+        return np.array([row for row in rows if None not in row], dtype=float).reshape(
+            -1, max(map(len, rows), default=1)
+        )
 
     def curves(self, metric: str, method: str) -> NDArray[np.float64]:
         """(n, points): every image's curve in a metric; no points for metrics that are no area under one."""
