@@ -65,6 +65,7 @@ LEVELS = [
         "commands.compare",
         "commands.evaluate",
         "commands.inspect",
+        "commands.models",
         "commands.sweep",
     },  # take the options of commands.explain
     {"cli"},
