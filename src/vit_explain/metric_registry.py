@@ -38,7 +38,7 @@ class Measured:
     """A metric's numbers, and the curve of each image that they are made of."""
 
     values: Tensor  # (B,)
-    curve: Tensor  # (B, points), over an axis from 0 to 1
+    curve: Tensor  # (B, points), over a share of the image from 0 to 1, which the metric's ``along`` names
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Metric:
     options: dict[str, Option]
     parts: Callable[..., Sequence[Any]]
     combine: Combine
+    along: str
 
     @property
     def direction(self) -> str:
@@ -86,12 +87,14 @@ def metric(
     needs: Iterable[str] = (),
     parts: Callable[..., Sequence[Any]] = lambda **_: (),
     combine: Combine = mean,
+    along: str = "",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function under its own name; the first line of its docstring is the summary.
 
     ``forwards``, ``maps``: forwards of the model and further maps of the method that an image takes with the default
     options. ``parts``: from the options, of which parts of the image it wants the model's answers (``removal.Part``),
     so that those of several metrics are asked for together. ``combine``: how the images' numbers become one.
+    ``along``: what the axis of its curves is, where it measures curves.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -115,6 +118,7 @@ def metric(
             options_of(function),
             parts,
             combine,
+            along,
         )
         return function
 

@@ -129,7 +129,7 @@ def _plots(found: Evaluation) -> Iterator[str]:
                 best = sorted(drawn, key=lambda name: scores[name].rank)
                 coloured = [name for name in best if name not in BASELINES][: plots.SHOWN - 1]
                 coloured += [name for name in BASELINES[:1] if name in drawn]
-                yield plots.curves(drawn, coloured, "mean curve and 95 % band", "share of the patches")
+                yield plots.curves(drawn, coloured, "mean curve and 95 % band", about.along)
             yield "</div>"
 
 

@@ -21,6 +21,7 @@ def _parts(steps: int, level: Level, fill: Filling) -> list[Part]:
     does_not_mean="Small values may come from pictures that the model does not know: see how parts are removed.",
     forwards=21,
     parts=_parts,
+    along="share removed",
 )
 def deletion(case: Case, *, steps: Steps = 20, level: Level = "patch", fill: Filling = "auto") -> Measured:
     """Area under the class's probability while the most relevant parts are removed first; lower is better.

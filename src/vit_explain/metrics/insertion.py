@@ -21,6 +21,7 @@ def _parts(steps: int, level: Level, fill: Filling) -> list[Part]:
     does_not_mean="It rewards maps that find one sufficient part; what else speaks for the class does not count.",
     forwards=21,
     parts=_parts,
+    along="share shown",
 )
 def insertion(case: Case, *, steps: Steps = 20, level: Level = "patch", fill: Filling = "auto") -> Measured:
     """Area under the class's probability while the most relevant parts are put in first; higher is better.
