@@ -31,8 +31,9 @@ demo: $(VENV)/.installed
 	@echo "Where the model looked:              demo/rollout/$(PHOTO_NAME)/side_by_side.png"
 	@echo "What spoke for the class it chose:   demo/gradient_rollout/$(PHOTO_NAME)/side_by_side.png"
 
+# A process a core, of one thread each: small models gain nothing by more.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

@@ -253,9 +253,13 @@ def layout_refusal(method: Method, needs: frozenset[str], anatomy: Anatomy) -> s
     """Why a method that takes attention for a matrix from every token to every token cannot explain what is something
     else; None where it can."""
     plan = anatomy.plan
-    if plan is None or method.explains("in places" if plan.places else "unread", needs):
+    if plan is None:
         return None
-    others = "a gradient, class activation map or perturbation method"
+    others = f"a gradient{', class activation map' if anatomy.features else ''} or perturbation method"
+    if "features" in needs and not anatomy.features:
+        return f"{plan.reason}, so {method.name} finds no vector a patch; use {others} instead"
+    if method.explains("in places" if plan.places else "unread", needs):
+        return None
     if method.any_layout:
         return f"{plan.reason}, so {method.name} has no attention between tokens to read; use {others}"
     also = "rollout, gradient_rollout, gae or attention, or " if plan.places else ""
