@@ -63,7 +63,7 @@ def captured(model: nn.Module, name: str, module: str) -> Found:
 
 
 def channels_of(model: Any) -> int:
-    return next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), 0) or model.in_chans
+    return (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
 
 
 def checked(model: nn.Module, *, attention: bool, near: int) -> str:

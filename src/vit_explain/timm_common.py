@@ -91,9 +91,10 @@ class Timm(Placed):
         return size if isinstance(size, tuple) else None
 
     def check_channels(self, model: Any, channels: int) -> None:
-        """``ModelError`` where the model's first weights are for other inputs."""
-        first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
-        wanted = getattr(model, "in_chans", channels) if first is None else first.in_channels
+        """``ModelError`` where the model was built for other inputs."""
+        # Not every model says it; the first weights may come after a transform of the pixels (CSATv2).
+        first = next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), channels)
+        wanted = getattr(model, "in_chans", first)
         if channels != wanted:
             raise ModelError(
                 f"{self.name(model)} takes {wanted} channels, not {channels}; pass a preprocessed (B, C, H, W) tensor"
