@@ -20,7 +20,7 @@ help:
 	@echo "             make zoo PARTS=libraries without timm's, in minutes"
 	@echo "make bench   speed and memory beside the plain model, the original script and other packages;"
 	@echo "             make bench PARTS=\"speed memory\" for some of the tables"
-	@echo "make docs    write docs/methods.md from the methods themselves"
+	@echo "make docs    write docs/methods.md and docs/metrics.md from the methods and metrics themselves"
 	@echo "make lint | format | constraints | clean"
 
 demo: $(VENV)/.installed
@@ -57,6 +57,8 @@ docs: $(VENV)/.installed
 	@mkdir -p docs
 	$(BIN)/vit-explain methods --markdown > docs/methods.md.part
 	@mv docs/methods.md.part docs/methods.md
+	$(BIN)/vit-explain metrics --markdown > docs/metrics.md.part
+	@mv docs/metrics.md.part docs/metrics.md
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench.py $(PARTS)

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from vit_explain import list_methods
+from vit_explain import metrics as _registers_them  # noqa: F401
 from vit_explain.catalogue import PATENT_NOTE, as_dict, page, passes
 from vit_explain.errors import OptionError
+from vit_explain.metric_catalogue import page as metric_page
+from vit_explain.metric_registry import choose_metrics
 from vit_explain.registry import FAMILIES, METHODS, NEEDS, by_family, choose_methods, method
 
 PAGE = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -32,6 +35,11 @@ def test_every_method_has_a_row_and_a_section():
         for text in (found.summary, found.means, found.does_not_mean, found.paper):
             assert text in section
         assert all(f"| `{name}` |" in section and option.allowed in section for name, option in found.options.items())
+
+
+def test_the_committed_page_of_metrics_is_the_registrys():
+    committed = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert metric_page(choose_metrics(["all"])) == committed, "run `make docs`"
 
 
 def test_tables_have_as_many_cells_as_heads():

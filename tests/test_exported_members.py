@@ -18,10 +18,12 @@ PUBLIC = [
     "VITAttentionRollout",
     "VitExplainError",
     "__version__",
+    "evaluate",
     "explain",
     "list_methods",
     "list_models",
     "load_model",
+    "verify",
 ]
 
 

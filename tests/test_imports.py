@@ -53,7 +53,7 @@ LEVELS = [
     {"cases", "datasets", "mosaics"},
     {"curves", "localisation", "randomised"},
     {"catalogue", "inputs", "labels", "methods", "metrics", "models", "render", "sharing", "store"},
-    {"charts", "explanation", "loading"},
+    {"charts", "explanation", "loading", "metric_catalogue"},
     {"comparison"},
     {"explainer"},
     {"inspection", "judging", "original", "plots", "records", "runs"},
@@ -65,6 +65,7 @@ LEVELS = [
         "commands.compare",
         "commands.evaluate",
         "commands.inspect",
+        "commands.metrics",
         "commands.models",
         "commands.sweep",
     },  # take the options of commands.explain

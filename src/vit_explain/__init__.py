@@ -12,11 +12,13 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .errors import VitExplainError
+    from .evaluate import evaluate
     from .explainer import Explainer, explain, list_methods
     from .explanation import Explanation
     from .loading import list_models, load_model
     from .original import VITAttentionGradRollout, VITAttentionRollout
     from .targets import Contrast
+    from .verdict import verify
 
 _WHERE = {
     "Contrast": "targets",
@@ -25,10 +27,12 @@ _WHERE = {
     "VITAttentionGradRollout": "original",
     "VITAttentionRollout": "original",
     "VitExplainError": "errors",
+    "evaluate": "evaluate",
     "explain": "explainer",
     "list_methods": "explainer",
     "list_models": "loading",
     "load_model": "loading",
+    "verify": "verdict",
 }
 
 __all__ = [
@@ -39,10 +43,12 @@ __all__ = [
     "VITAttentionRollout",
     "VitExplainError",
     "__version__",
+    "evaluate",
     "explain",
     "list_methods",
     "list_models",
     "load_model",
+    "verify",
 ]
 
 

@@ -270,7 +270,7 @@ class _Run:
         options = self.settings["methods"][method.name]
         case, found = self.judge.case(method, options, pictures, whole, targets, labels=batch.labels, truth=batch.truth)
         known = [one for one in metrics if "truth" not in one.needs or case.truth is not None]
-        nothing = {one.name: [None] for one in metrics if one not in known}
+        nothing: dict[str, list[float | None]] = {one.name: [None] for one in metrics if one not in known}
         case.prepare([part for one in known for part in one.parts(**self.settings["metrics"][one.name])])
         numbers: dict[str, Tensor] = {}
         curves: dict[str, Tensor] = {}

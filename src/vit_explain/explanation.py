@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Explanation:
     warnings: list[list[str]]  # what a reader of each row's map must know
     seconds: float
     versions: dict[str, str]
+    verdicts: list[dict[str, Any]] = field(default_factory=list)  # of each row, where it was verified; see ``verdict``
 
     def heatmaps(self, interpolation: str = "bilinear") -> list[NDArray[np.float32]]:
         """A (H, W) map in [0, 1] a row, at the original image's size; see ``render.normalise`` for the scale."""
@@ -106,6 +107,7 @@ class Explanation:
             sources=[self.sources[image]],
             facts={name: values[row : row + 1] for name, values in self.facts.items()},
             warnings=[self.warnings[row]],
+            verdicts=self.verdicts[row : row + 1],
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -130,6 +132,7 @@ class Explanation:
                     "where": self.where(row),
                     "facts": {name: float(values[row]) for name, values in self.facts.items()},
                     "warnings": self.warnings[row],
+                    **({"verdict": self.verdicts[row]} if self.verdicts else {}),
                     "top": [
                         {"label": label, "number": number, "probability": round(probability, 6)}
                         for label, number, probability in self.top(row)
@@ -150,8 +153,8 @@ class Explanation:
             picture = render.overlay(photo, heat, self.signed, colormap, opacity)
             captions = ("photo", self.caption(row), "overlay")
             panel = render.side_by_side(
-                photo, heat, self.signed, captions=captions, colormap=colormap, opacity=opacity,
-                seen_box=self.geometries[self.image_of[row]].seen_box,
+                photo, heat, self.signed, self.verdicts[row]["summary"] if self.verdicts else "", captions,
+                colormap=colormap, opacity=opacity, seen_box=self.geometries[self.image_of[row]].seen_box,
             )  # fmt: skip
             files[f"overlay{end}.png"] = render.png(picture)
             files[f"side_by_side{end}.png"] = render.png(panel)

@@ -16,6 +16,8 @@ from .image import Geometry, Preprocessing, denormalise, prepare
 from .inquiry import finite
 from .photos import load_image
 
+TENSOR = "tensor"  # the source of images that came preprocessed
+
 
 @dataclass(eq=False)
 class Inputs:
@@ -34,7 +36,7 @@ def read(images: Any, preprocessing: Preprocessing, max_pixels: int) -> Inputs:
         height, width = pixels.shape[2:]
         photos = [denormalise(one.float().cpu().numpy(), preprocessing.mean, preprocessing.std) for one in pixels]
         geometries = [Geometry.identity(height, width)] * len(pixels)
-        return Inputs(pixels, photos, geometries, ["tensor"] * len(pixels))
+        return Inputs(pixels, photos, geometries, [TENSOR] * len(pixels))
     if isinstance(images, np.ndarray) and images.ndim == 4:
         images = list(images)
     if not isinstance(images, (list, tuple)):

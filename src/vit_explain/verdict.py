@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import metrics as _registers_them  # noqa: F401
 from .cases import Case
 from .errors import CaptureError, ModelError, OptionError
+from .explainer import Explainer
 from .explanation import Explanation
+from .inputs import TENSOR, read
 from .judging import Judge
 from .likeness import rank_correlation
 from .metrics.class_sensitivity import class_sensitivity
@@ -22,7 +25,7 @@ from .metrics.model_randomisation import model_randomisation
 from .registry import METHODS, find
 from .seeds import own_generator
 
-CHANCE = 5  # random maps to compare with
+CHANCE = 8  # random maps, each of which a map must beat
 NOISES, RADIUS = 3, 0.05  # draws of uniform noise, in standard deviations of the model's input
 # Rank correlations that say so: the same map, much the same map, another map.
 SAME, ALIKE, APART = 0.98, 0.7, 0.3
@@ -39,6 +42,9 @@ class Finding:
     value: float | None  # None where nothing could be measured
     says: str
     believable: bool
+
+
+EVEN = Finding("evenness", None, "The map is the same everywhere, so it marks nothing.", False)
 
 
 @dataclass(frozen=True)
@@ -64,46 +70,59 @@ class Verdict:
         return {"summary": self.summary, "findings": [asdict(finding) for finding in self.findings]}
 
 
-def verify(judge: Judge, explanation: Explanation, pixels: Tensor) -> list[Verdict]:
-    """A verdict for each row of an explanation of these pixels, (B, C, H, W) as the model takes them.
+def verify(
+    explainer: Explainer, explanation: Explanation, inputs: Tensor | None = None, *, seed: int = 0
+) -> Explanation:
+    """The explanation with a verdict for each of its rows, tested on its own images.
 
-    Only rows about a class, or about none, can be judged. Takes about a dozen maps of the method and a hundred forwards
-    a row. Raises ``OptionError`` for targets that are functions or differences of classes.
+    ``inputs``: the preprocessed (B, C, H, W) tensor, where that was explained and no photos. ``seed``: for all chance.
+    Only maps of a class, or of none in particular (of which the likeliest class is then asked), can be judged. A row
+    takes five maps of the method, two of others and about 250 forwards. Raises ``OptionError`` for targets that are
+    functions or differences of classes, and for models of a single class.
     """
-    method = find(explanation.method)
+    if any(
+        number is None and name for number, name in zip(explanation.target_numbers, explanation.targets, strict=True)
+    ):
+        raise OptionError("only maps of a class, or of none, can be verified: give a class as the target")
+    if any(" rather than " in name for name in explanation.targets):
+        raise OptionError("maps of one class rather than another cannot be verified: give one class as the target")
+    if inputs is None and TENSOR in explanation.sources:
+        raise OptionError("what was explained is a tensor: verifying needs it again")
+    judge, method = Judge(explainer, seed), find(explanation.method)
+    given = list(explanation.photos) if inputs is None else inputs
+    pixels = read(given, explainer.preprocessing, max(photo.size for photo in explanation.photos)).pixels
     verdicts = []
-    for row, image in enumerate(explanation.image_of):
-        number = explanation.target_numbers[row]
-        if explanation.targets[row] and (number is None or " rather than " in explanation.targets[row]):
-            raise OptionError("only maps of a class, or of none, can be verified: give one class as the target")
+    for image, number in zip(explanation.image_of, explanation.target_numbers, strict=True):
         pictures = judge.pictures(pixels[image : image + 1])
         whole = judge.whole(pictures)
         if whole.shape[1] < 2:
             raise OptionError("verifying needs a model that tells at least two classes apart")
         target = whole.argmax(1).cpu() if number is None else torch.tensor([number])
         case, _ = judge.case(method, explanation.options, pictures, whole, target)
-        verdicts.append(Verdict([test(judge, case, explanation.method) for test in TESTS]))
-    return verdicts
+        even = bool(case.maps.amax() == case.maps.amin())
+        findings = [EVEN] if even else [test(judge, case, explanation.method) for test in TESTS]
+        verdicts.append(Verdict(findings).document())
+    return dataclasses.replace(explanation, verdicts=verdicts)
 
 
 def against_chance(judge: Judge, case: Case, method: str) -> Finding:
-    """Deletion and insertion, beside the mean of random maps."""
-    patches = case.number("patch")
-    generator = own_generator(case.pictures.pixels[0], judge.seed)
-    noise = [torch.rand(1, patches, generator=generator) for _ in range(CHANCE)]
+    """Insertion less deletion, beside the best of some random maps."""
     grid = case.pictures.anatomy.grid
-    random = [Case(one.unflatten(1, grid), case.targets, case.pictures, case.whole) for one in noise]
+    generator = own_generator(case.pictures.pixels[0], judge.seed)
+    maps = [torch.rand(1, *grid, generator=generator) for _ in range(CHANCE)]
+    random = [Case(one, case.targets, case.pictures, case.whole) for one in maps]
     left, shown = (float(metric(case).values) for metric in (deletion, insertion))
     left_by_chance, shown_by_chance = (
-        sum(float(metric(one).values) for one in random) / CHANCE for metric in (deletion, insertion)
+        np.array([float(metric(one).values) for one in random]) for metric in (deletion, insertion)
     )
-    gain = (left_by_chance - left) + (shown - shown_by_chance)
+    gains = shown_by_chance - left_by_chance
+    gain = shown - left - float(gains.mean())
+    better = shown - left > gains.max()
     says = (
         f"removing what it marks first leaves {left:.0%} of the class's probability on average, removing at random "
-        f"{left_by_chance:.0%}; showing it first reaches {shown:.0%}, showing at random {shown_by_chance:.0%}"
+        f"{left_by_chance.mean():.0%}; showing it first reaches {shown:.0%}, at random {shown_by_chance.mean():.0%}"
     )
-    verdict = "Better than chance" if gain > 0 else "No better than chance"
-    return Finding("deletion and insertion", gain, f"{verdict}: {says}.", gain > 0)
+    return Finding("faithfulness", gain, f"{'Better' if better else 'No better'} than chance: {says}.", bool(better))
 
 
 def stability(judge: Judge, case: Case, method: str) -> Finding:
@@ -116,8 +135,6 @@ def stability(judge: Judge, case: Case, method: str) -> Finding:
         noise = 2 * torch.rand(pixels.shape, generator=generator) - 1
         found.append(float(rank_correlation(case.maps, case.explain(pixels + RADIUS * noise.to(pixels), case.targets))))
     value = min(found)
-    if value != value:
-        return _flat("stability")
     word = "Stable" if value >= ALIKE else "Unstable" if value < APART else "Not very stable"
     says = f"{word}: under noise that nobody would see, its rank correlation with itself is {value:.2f} at the least."
     return Finding("stability", value, says, value >= APART)
@@ -127,9 +144,7 @@ def weights(judge: Judge, case: Case, method: str) -> Finding:
     """Rank correlation with the map of the model with random weights."""
     value = float(model_randomisation(case, stages=1))
     if value != value:
-        return Finding(
-            "weights", None, "With random weights the map is the same everywhere, so it rests on what was learnt.", True
-        )
+        return Finding("weights", None, "Rests on what the model learnt: with random weights the map is even.", True)
     believable = value < ALIKE
     word = "Rests on what the model learnt" if believable else "Hardly depends on what the model learnt"
     says = f"{word}: with random weights the map has a rank correlation of {value:.2f} with this one."
@@ -143,7 +158,7 @@ def class_dependence(judge: Judge, case: Case, method: str) -> Finding:
         return Finding("class", 1.0, says, True)
     value = float(class_sensitivity(case))
     if value != value:
-        return _flat("class")
+        return Finding("class", None, "Is about this class: the map of the next likeliest one is even.", True)
     believable = value < SAME
     word = "Is about this class" if value < ALIKE else "Is hardly about this class" if believable else "Is not about it"
     says = f"{word}: the map of the next likeliest class has a rank correlation of {value:.2f} with this one."
@@ -168,16 +183,7 @@ def agreement(judge: Judge, case: Case, method: str) -> Finding:
     mean = sum(heard.values()) / len(heard)
     word = "Others agree" if mean >= ALIKE else "Others disagree" if mean < APART else "Others agree in part"
     says = f"{word}: rank correlation {' and '.join(f'{value:.2f} with {name}' for name, value in heard.items())}."
-    return Finding("agreement", mean, says, mean > 0)
+    return Finding("agreement", mean, says, True)  # those who disagree may be the ones that are wrong
 
 
 TESTS = (against_chance, stability, weights, class_dependence, agreement)
-
-
-def _flat(test: str) -> Finding:
-    return Finding(test, None, "The map is the same everywhere, so it marks nothing.", False)
-
-
-def sentences(verdict: Verdict) -> Sequence[str]:
-    """What is to be read, one line each."""
-    return [finding.says for finding in verdict.findings]

@@ -79,6 +79,9 @@ def explain(
     colormap: Colormap = None,
     opacity: Opacity = None,
     max_pixels: MaxPixels = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Test on each photo whether its map can be believed; takes some seconds.")
+    ] = False,
     out: Annotated[str, typer.Option(metavar="DIR", help="Where a folder for each photo is made.")] = "vit-explain-out",
     as_json: AsJson = False,
     device: Device = "cpu",
@@ -106,6 +109,8 @@ def explain(
                 explanation = explainer.explain(
                     image, method=method, target=wanted, progress=bars.watch(method), **settings
                 )
+                if verify:
+                    explanation = verified(explainer, explanation)
                 files = explanation.save(folder, **given(colormap=colormap, opacity=opacity))
             except ImageError as error:
                 complain(str(error))
@@ -159,8 +164,19 @@ def describe(console: Console, image: str, explanation: Explanation, files: Sequ
             console.print(f"  {name.replace('_', ' ').capitalize():<16} {float(values[row]):.4g}")
         for warning in explanation.warnings[row]:
             console.print(f"  Take care        {warning}")
+        if explanation.verdicts:
+            console.print(f"  Verdict          {explanation.verdicts[row]['summary']}")
+            for finding in explanation.verdicts[row]["findings"]:
+                console.print(f"  {finding['test'].capitalize():<16} {finding['says']}")
     console.print(f"  Time             {explanation.seconds:.2f} s")
     console.print(f"  Files            {files[0].parent}/: {', '.join(file.name for file in files)}")
+
+
+def verified(explainer: Explainer, explanation: Explanation) -> Explanation:
+    """With a verdict beside the map."""
+    from ..verdict import verify
+
+    return verify(explainer, explanation)
 
 
 def likeliest(explanation: Explanation) -> str:
