@@ -57,10 +57,10 @@ def page(metrics: Sequence[Metric]) -> str:
         "# Metrics",
         "<!-- `make docs` writes this page from the registry: change the metrics, not this file. -->",
         f"{len(metrics)} metrics by which `vit-explain evaluate` scores maps. Takes: what an image takes beside the "
-        "map itself, with the default options; answers that several metrics ask for are asked for once. Parts of a picture "
-        "are removed by leaving patches out as tokens where the model has an answer without them, so that it sees no "
-        "picture of a kind that it does not know, and else painted over in the mean colour; `fill` and `level` choose "
-        "the papers' own ways. Patches that a map calls equal are taken in an order of chance.",
+        "map itself, with the default options; answers that several metrics ask for are asked for once. Parts of a "
+        "picture are removed by leaving patches out as tokens where the model has an answer without them, so that it "
+        "sees no picture of a kind that it does not know, and else painted over in the mean colour; `fill` and `level` "
+        "choose the papers' own ways. Patches that a map calls equal are taken in an order of chance.",
         "\n".join(_table(metrics)),
     ]
     for family in FAMILIES:
