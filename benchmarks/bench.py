@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 from classes import classes
+from evaluation import evaluation
 from flow import flow
 from memory import memory
 from methods import methods
@@ -27,6 +28,7 @@ PARTS: dict[str, Callable[[int], Table | str]] = {
     "methods": methods,
     "classes": classes,
     "perturbation": perturbation,
+    "evaluation": evaluation,
     "flow": flow,
     "memory": memory,
     "peers": peers,

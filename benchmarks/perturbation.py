@@ -49,7 +49,7 @@ def replayed(model: Any, calls: Sequence[Call], pixels: torch.Tensor) -> None:
         for pictures, (rows, tokens) in calls:
 
             def shape(_: object, given: Any, rows: int = rows, tokens: int = tokens) -> Any:
-                return (given[0].expand(rows, -1, -1)[:, :tokens],)
+                return (given[0][:1].expand(rows, -1, -1)[:, :tokens],)
 
             with model.blocks[0].register_forward_pre_hook(shape):
                 model(pixels[:pictures])
