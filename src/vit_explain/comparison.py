@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,18 @@ class Comparison:
         Of one row, or the mean over all of them. Raw maps are ranked, those with a sign from most against to most for;
         equal values share their mean rank. A map that is the same everywhere has no ranks: NaN.
         """
-        maps = {name: self.on_patches(name).reshape(-1, math.prod(self.grid)) for name in self.names}
-        found = np.stack([
-            spearman(np.stack([maps[name][self.row_of(name, one)] for name in self.names]))
-            for one in (range(self.rows) if row is None else [row])
-        ])  # fmt: skip
+        found = self._agreements if row is None else self._agreements[[row]]
         known = np.isfinite(found)
         total, counted = np.where(known, found, 0).sum(0), known.sum(0)
         return np.divide(total, counted, out=np.full(total.shape, np.nan), where=counted > 0)
+
+    @cached_property
+    def _agreements(self) -> NDArray[np.float64]:
+        """Of each row on its own, (R, M, M)."""
+        maps = {name: self.on_patches(name).reshape(-1, math.prod(self.grid)) for name in self.names}
+        return np.stack([
+            spearman(np.stack([maps[name][self.row_of(name, one)] for name in self.names])) for one in range(self.rows)
+        ])  # fmt: skip
 
     def nearest(self) -> dict[str, tuple[float, str]]:
         """For each method, its mean agreement with the others and the one that is most alike; absent if it has none."""
