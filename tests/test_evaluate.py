@@ -23,6 +23,7 @@ from vit_explain.evaluate import evaluate
 from vit_explain.image import Geometry, Preprocessing, prepare
 from vit_explain.metric_registry import METRICS
 from vit_explain.mosaics import cell, composed, grouped
+from vit_explain.photos import load_image
 from vit_explain.records import NUMBERS
 from vit_explain.report import page, save
 from vit_explain.results import Evaluation
@@ -135,6 +136,25 @@ def test_hostile_data(folder, tmp_path):
     ):  # fmt: skip
         with pytest.raises(ImageError, match=message):
             read_dataset(tmp_path / name, LABELS, CLASSES)
+
+
+@pytest.mark.parametrize("form", ("disk", "parquet"))
+def test_saved_datasets(folder, tmp_path, form):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"photo": datasets.Image(), "kind": datasets.ClassLabel(names=["church", "red fox"])})
+    files = [str(folder / "church" / "0.png"), str(folder / "red_fox" / "1.png")]
+    saved = datasets.Dataset.from_dict({"photo": files, "kind": [0, 1]}, features=features)
+    if form == "disk":
+        saved.save_to_disk(str(tmp_path / "saved"))
+    else:
+        (tmp_path / "saved").mkdir()
+        saved.to_parquet(str(tmp_path / "saved" / "part.parquet"))
+    items = read_dataset(tmp_path / "saved", LABELS, CLASSES)
+    assert [item.label for item in items] == [3, 1]
+    with Image.open(files[1]) as original:
+        np.testing.assert_array_equal(np.asarray(load_image(items[1].source)), np.asarray(original))
+    with pytest.raises(ImageError, match="no class 'church'"):
+        read_dataset(tmp_path / "saved", ["a", "b"], 2)
 
 
 def test_images_are_chosen_evenly_and_the_fewer_are_among_the_more(folder):

@@ -194,8 +194,8 @@ def _saved(folder: Path, labels: Sequence[str] | None, classes: int) -> list[Ite
         if any(folder.rglob("*.arrow")):
             read: Any = datasets.load_from_disk(str(folder))
         else:
-            files = {"all": [str(file) for file in sorted(folder.rglob("*.parquet"))]}
-            read = datasets.load_dataset("parquet", data_files=files)
+            files = {"images": [str(file) for file in sorted(folder.rglob("*.parquet"))]}
+            read = datasets.load_dataset("parquet", data_files=files, streaming=True)  # without a copy of its own
     except Exception as error:  # whatever that library raises of a damaged folder
         raise ImageError(f"the dataset {folder} cannot be read: {error}") from None
     parts = read.items() if isinstance(read, dict) else [("", read)]
