@@ -257,7 +257,7 @@ def test_models_of_attentive_classes_without_attention_stay_unsupported():
 
 def test_merging_tells_what_lies_between_placed_calls():
     fine, coarse = (4, 6), (2, 3)
-    places = merging([whole(24), None, whole(24), None, whole(6)], [fine, fine, fine, coarse, coarse])
+    places = merging([(whole(24), fine), (None, fine), (whole(24), fine), (None, coarse), (whole(6), coarse)])
     assert [place is None for place in places] == [False, True, False, True, False]
     assert places[0].merged is None and places[2].merged is None
     assert places[4].merged.view(fine).tolist() == [[0, 0, 1, 1, 2, 2]] * 2 + [[3, 3, 4, 4, 5, 5]] * 2

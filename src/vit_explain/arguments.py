@@ -11,6 +11,8 @@ from .errors import ModelError, OptionError, TargetError, near
 
 if TYPE_CHECKING:
     from .explainer import Explainer
+    from .metric_registry import Metric
+    from .registry import Method
 
 BUNDLED = "bundled"
 ORIGINAL_DEFAULT = "deit_tiny_patch16_224"
@@ -107,11 +109,13 @@ def read_settings(method: str, texts: dict[str, str]) -> dict[str, Any]:
     from . import methods as _registers_them  # noqa: F401
     from .registry import find
 
-    found = find(method)
-    values = {
-        name: found.options[name].parse(text, method) if name in found.options else text for name, text in texts.items()
-    }
-    found.settings(values)
+    return _parsed(find(method), texts)
+
+
+def _parsed(owner: Method | Metric, texts: dict[str, str]) -> dict[str, Any]:
+    """The owner's options from their texts; those that it does not have are refused by it."""
+    values = {n: owner.options[n].parse(text, owner.name) if n in owner.options else text for n, text in texts.items()}
+    owner.settings(values)
     return values
 
 
@@ -132,12 +136,7 @@ def read_metric_options(pairs: Sequence[str], metrics: Sequence[str]) -> dict[st
     """``metric.key=value`` texts as options of each of these metrics."""
     from .metric_registry import find_metric
 
-    found = {}
-    for metric, texts in _owned(pairs, metrics, "-M", "metric").items():
-        options = find_metric(metric).options
-        found[metric] = {n: options[n].parse(text, metric) if n in options else text for n, text in texts.items()}
-        find_metric(metric).settings(found[metric])
-    return found
+    return {one: _parsed(find_metric(one), own) for one, own in _owned(pairs, metrics, "-M", "metric").items()}
 
 
 def _owned(pairs: Sequence[str], owners: Sequence[str], flag: str, kind: str) -> dict[str, dict[str, str]]:

@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .likeness import unit
 from .removal import Filling, Level, Part, Pictures, at_level, ranked
 from .targets import probabilities
 
@@ -69,9 +70,7 @@ class Case:
         Of a map that is the same everywhere nothing is more relevant than the rest: m is one.
         """
         pixels, (height, width) = self.pictures.pixels, self.pictures.anatomy.covers
-        maps = self.at("pixel").to(pixels.device)
-        low, high = maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)
-        mask = torch.where(high > low, (maps - low) / (high - low), 1.0).view(-1, 1, height, width)
+        mask = unit(self.at("pixel").to(pixels.device), 1.0).view(-1, 1, height, width)
         faded = pixels.clone()
         faded[..., :height, :width] *= mask.to(faded.dtype)
         with torch.no_grad():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .options import Option
 from .registry import NEEDS, Method, by_family
 
 PATENTED = "relevance propagation"
@@ -26,6 +27,29 @@ def default_of(value: Any) -> str:
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def option_lines(options: Mapping[str, Option]) -> list[tuple[str, str]]:
+    """(heading, text) of each option."""
+    return [("Option", f"{name} = {default_of(one.default)}: {one.allowed}") for name, one in options.items()]
+
+
+def option_table(options: Mapping[str, Option]) -> Iterable[str]:
+    """The options as a table in Markdown; nothing where there are none."""
+    if options:
+        rows = [f"| `{name}` | {default_of(one.default)} | {one.allowed} |" for name, one in options.items()]
+        yield "\n".join(["| option | default | allowed |", "|---|---|---|", *rows])
+
+
+def option_facts(options: Mapping[str, Option]) -> dict[str, Any]:
+    """The options, ready for JSON."""
+    return {name: {"default": one.default, "allowed": one.allowed} for name, one in options.items()}
+
+
+def paragraphs(function: Any) -> Iterable[str]:
+    """What a docstring says after its first line, a line a paragraph."""
+    _, *rest = (inspect.getdoc(function) or "").split("\n\n")
+    return (" ".join(paragraph.split()) for paragraph in rest if paragraph.strip())
+
+
 def details(method: Method) -> list[tuple[str, str]]:
     """(heading, text) of all that is to be said of a method beside its name and summary."""
     answers = "a class" if method.class_specific else "no class in particular"
@@ -40,7 +64,7 @@ def details(method: Method) -> list[tuple[str, str]]:
         *([("And besides", method.beyond_passes)] if method.beyond_passes else []),
         ("Needs", _needs(method)),
         ("Paper", method.paper),
-        *(("Option", _option(name, method)) for name in method.options),
+        *option_lines(method.options),
     ]
     return [*lines, ("Patents", PATENT_NOTE)] if method.family == PATENTED else lines
 
@@ -61,9 +85,7 @@ def as_dict(method: Method) -> dict[str, Any]:
         "hardly_class_specific": method.hardly_class_specific,
         "signed": method.signed,
         "needs": sorted(method.needs),
-        "options": {
-            name: {"default": option.default, "allowed": option.allowed} for name, option in method.options.items()
-        },
+        "options": option_facts(method.options),
     }
 
 
@@ -108,27 +130,19 @@ def _table(families: Sequence[tuple[str, Sequence[Method]]]) -> Iterable[str]:
 
 
 def _section(method: Method) -> Iterable[str]:
-    _, *rest = (inspect.getdoc(method.run) or "").split("\n\n")
     yield f"### {method.name}"
     yield method.summary
     yield f"**What it means.** {method.means}"
     yield f"**What it does not mean.** {method.does_not_mean}"
     if method.hardly_class_specific:
         yield f"**It hardly tells classes apart:** {method.hardly_class_specific}."
-    yield from (" ".join(paragraph.split()) for paragraph in rest if paragraph.strip())
+    yield from paragraphs(method.run)
     if method.beyond_passes:
         yield f"Takes longer than its passes: {method.beyond_passes}."
-    if method.options:
-        rows = [f"| `{name}` | {default_of(o.default)} | {o.allowed} |" for name, o in method.options.items()]
-        yield "\n".join(["| option | default | allowed |", "|---|---|---|", *rows])
+    yield from option_table(method.options)
     yield f"Paper: {method.paper}."
 
 
 def _needs(method: Method) -> str:
     found = method.needed(method.settings({}))
     return ", ".join(name for name in NEEDS if name in found) or "nothing"
-
-
-def _option(name: str, method: Method) -> str:
-    option = method.options[name]
-    return f"{name} = {default_of(option.default)}: {option.allowed}"

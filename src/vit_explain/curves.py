@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Annotated, Literal
 
@@ -10,12 +11,21 @@ from torch import Tensor
 
 from .cases import Case
 from .options import Range
-from .removal import steps
+from .removal import Filling, Level, Part, steps
 from .targets import probabilities
 
 Steps = Annotated[int, Range(2, 1e5)]
 Scale = Literal["probability", "logit"]
 Reference = Literal["label", "target"]  # the true class, or the one that was explained
+
+
+def kept(shares: Callable[[int], tuple[Fraction, ...]], *most: bool) -> Callable[..., list[Part]]:
+    """For metrics with the options steps, level and fill: what they want answers about, ``most`` or least relevant."""
+
+    def parts(steps: int, level: Level, fill: Filling, **_: object) -> list[Part]:
+        return [Part(one, shares(steps), level, fill) for one in most]
+
+    return parts
 
 
 def area(curve: Tensor) -> Tensor:

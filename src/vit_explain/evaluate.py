@@ -105,9 +105,10 @@ def evaluate(
     run.mosaics(groups, items, mosaic, max_pixels)
     kept = {item.name for item in items} | {name for names in groups.values() for name in names}
     found = [one for one in run.records if one.image in kept]
+    scored = {one.method for one in found}
     return Evaluation(
         found,
-        [one.name for one in choose_methods(["all"]) if one.name in {record.method for record in found}],
+        [one.name for one in choose_methods(["all"]) if one.name in scored],
         [one.name for one in choose_metrics(list(run.records.settings["metrics"]))],
         run.records.settings,
         run.refused,

@@ -102,33 +102,6 @@ def merged_by_two(finer: Grid) -> tuple[Grid, Tensor]:
     return grid, coarser(even, grid).view(even)[: finer[0], : finer[1]].flatten()
 
 
-def swin_places(
-    grid: Grid,
-    stages: Iterable[Sequence[Any]],
-    windows: Callable[[Any, Grid], tuple[Grid, Grid]],
-    *,
-    merges: Callable[[int], bool] = bool,
-    padded: bool = False,
-) -> tuple[list[Placement], Grid, int]:
-    """The calls of a Swin Transformer whose first tokens lie on this grid, the grid of its last ones, and how many of
-    the first ones, along each side, are merged into one of the last.
-
-    ``stages``: the blocks of each. ``windows``: (window, shift) of a block on a grid. ``merges``: whether tokens merge
-    before the stage of this number, by default before all but the first. ``padded``: see ``shifted``.
-    """
-    places: list[Placement] = []
-    side = 1
-    for number, stage in enumerate(stages):
-        merged = None
-        if merges(number):
-            (grid, merged), side = merged_by_two(grid), 2 * side
-        for block in stage:
-            window, shift = windows(block, grid)
-            places.append(shifted(grid, window, shift, merged, padded=padded))
-            merged = None
-    return places, grid, side
-
-
 def whole(tokens: int, merged: Tensor | None = None) -> Placement:
     """Self-attention of all tokens."""
     return in_windows(torch.arange(tokens)[None], tokens, merged)
@@ -146,15 +119,15 @@ def from_class_token(tokens: int) -> Placement:
     return Placement(torch.zeros(1, 1, dtype=torch.long), torch.arange(tokens)[None], tokens, tokens)
 
 
-def merging(places: Sequence[Placement | None], grids: Sequence[Grid], prefix: int = 0) -> list[Placement | None]:
-    """The places of calls on these grids, told what lies between them: where a grid is coarser than that of the placed
-    call before it, tokens were merged."""
+def merging(calls: Sequence[tuple[Placement | None, Grid]]) -> list[Placement | None]:
+    """The places of calls, each with the grid that it is on, told what lies between them: where a grid is coarser than
+    that of the placed call before it, tokens were merged."""
     found: list[Placement | None] = []
     below: Grid | None = None
-    for place, grid in zip(places, grids, strict=True):
+    for place, grid in calls:
         if place is not None:
             if below not in (None, grid):
-                place = dataclasses.replace(place, merged=coarser(below, grid, prefix))
+                place = dataclasses.replace(place, merged=coarser(below, grid))
             below = grid
         found.append(place)
     return found
@@ -201,3 +174,44 @@ def laid_out(
 def _padded(tokens: Tensor, size: Grid, padding: int) -> Tensor:
     below, right = -tokens.shape[0] % size[0], -tokens.shape[1] % size[1]
     return F.pad(tokens, (0, right, 0, below), value=padding)
+
+
+def swin(
+    name: str,
+    size: Grid,
+    first: Grid,
+    patch: Grid,
+    stages: Iterable[Sequence[Any]],
+    windows: Callable[[Any, Grid], tuple[Grid, Grid]],
+    *,
+    features: str,
+    merges: Callable[[int], bool] = bool,
+    padded: bool = False,
+) -> Anatomy:
+    """The anatomy of a Swin Transformer for pixels of this size, whose patches lie on the grid ``first``.
+
+    ``stages``: the blocks of each. ``windows``: (window, shift) of a block on a grid. ``merges``: whether tokens merge
+    before the stage of this number, by default before all but the first. ``padded``: see ``shifted``.
+    """
+    places: list[Placement] = []
+    grid, side = first, 1  # how many of the first tokens, along each side, are merged into one
+    for number, stage in enumerate(stages):
+        merged = None
+        if merges(number):
+            (grid, merged), side = merged_by_two(grid), 2 * side
+        for block in stage:
+            window, shift = windows(block, grid)
+            places.append(shifted(grid, window, shift, merged, padded=padded))
+            merged = None
+    return laid_out(
+        size,
+        first,
+        places,
+        grid,
+        covers=(first[0] * patch[0], first[1] * patch[1]),
+        stride=(patch[0] * side, patch[1] * side),
+        readout=Readout(patches=True),
+        features=features,
+        reason=f"{name}'s attention stays inside windows",
+        undroppable=f"{name} needs all tokens of its windows",
+    )

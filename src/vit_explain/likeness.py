@@ -25,7 +25,7 @@ def structural_similarity(one: Tensor, other: Tensor) -> Tensor:
     The mean over 7 × 7 windows, smaller where a map is. A map that is the same everywhere is zero throughout.
     """
     side = min(WINDOW, *one.shape[1:])
-    a, b = (_unit(maps.float())[:, None] for maps in (one, other))
+    a, b = (unit(maps.float(), 0.0)[:, None] for maps in (one, other))
 
     def mean(values: Tensor) -> Tensor:
         return F.avg_pool2d(values, side, stride=1)
@@ -46,6 +46,8 @@ def correlation(one: Tensor, other: Tensor) -> Tensor:
     return ((one * other).sum(-1) / (one.norm(dim=-1) * other.norm(dim=-1))).float()
 
 
-def _unit(maps: Tensor) -> Tensor:
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
+def unit(maps: Tensor, even: float) -> Tensor:
+    """Each map (B, ...) between its least and greatest value, in [0, 1]; ``even`` where it is the same everywhere."""
+    flat = maps.flatten(1)
+    low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+    return torch.where(high > low, (flat - low) / (high - low), even).view_as(maps)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cases import Case
+from .likeness import unit
 
 
 def positive_share(case: Case) -> Tensor:
@@ -27,6 +28,4 @@ def positive_share(case: Case) -> Tensor:
 
 def unit_maps(case: Case) -> Tensor:
     """Maps (B, H·W) resized bilinearly to pixels and brought to [0, 1], float64; one half where all is the same."""
-    maps = case.at("pixel").double().cpu()
-    low, high = maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)
-    return torch.where(high > low, (maps - low) / (high - low), 0.5)
+    return unit(case.at("pixel").double().cpu(), 0.5)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .catalogue import default_of
+from .catalogue import option_facts, option_lines, option_table, paragraphs
 from .metric_registry import FAMILIES, NEEDS, Metric
 
 
@@ -27,10 +26,7 @@ def details(metric: Metric) -> list[tuple[str, str]]:
         ("Takes", f"{cost(metric)}, beside the map itself"),
         *([("Needs", ", ".join(NEEDS[name] for name in sorted(metric.needs)))] if metric.needs else []),
         ("Paper", metric.paper),
-        *(
-            ("Option", f"{name} = {default_of(option.default)}: {option.allowed}")
-            for name, option in metric.options.items()
-        ),
+        *option_lines(metric.options),
     ]
 
 
@@ -47,7 +43,7 @@ def as_dict(metric: Metric) -> dict[str, Any]:
         "forwards": metric.forwards,
         "maps": metric.maps,
         "needs": sorted(metric.needs),
-        "options": {name: {"default": one.default, "allowed": one.allowed} for name, one in metric.options.items()},
+        "options": option_facts(metric.options),
     }
 
 
@@ -80,13 +76,10 @@ def _table(metrics: Sequence[Metric]) -> Iterable[str]:
 
 
 def _section(metric: Metric) -> Iterable[str]:
-    _, *rest = (inspect.getdoc(metric.run) or "").split("\n\n")
     yield f"### {metric.name}"
     yield metric.summary
     yield f"**What it means.** {metric.means}"
     yield f"**What it does not mean.** {metric.does_not_mean}"
-    yield from (" ".join(paragraph.split()) for paragraph in rest if paragraph.strip())
-    if metric.options:
-        rows = [f"| `{name}` | {default_of(o.default)} | {o.allowed} |" for name, o in metric.options.items()]
-        yield "\n".join(["| option | default | allowed |", "|---|---|---|", *rows])
+    yield from paragraphs(metric.run)
+    yield from option_table(metric.options)
     yield f"Paper: {metric.paper}."

@@ -35,7 +35,7 @@ def chosen_fill(trace: Trace, fill: Fill, *, none_kept: bool = False) -> tuple[F
     ``none_kept``: whether some mask keeps no patch at all, which only heads that read a prefix token have an answer to.
     """
     undroppable, readout = trace.anatomy.undroppable, trace.anatomy.readout
-    if none_kept and not undroppable and (readout.beside or not readout.tokens):
+    if none_kept and not undroppable and readout.needs_patches:
         alone = "a mean of patches" if readout.beside else "patches alone"
         undroppable = f"The head reads {alone}, so it has no answer without any"
         if fill == "drop":

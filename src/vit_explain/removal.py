@@ -56,10 +56,9 @@ class Pictures:
 
     def filling(self, fill: Filling) -> Filling:
         """How parts are really removed: "auto" drops patches as tokens where the model has an answer without any."""
-        readout = self.anatomy.readout
         if fill != "auto":
             return fill
-        return "mean" if self.anatomy.undroppable or readout.beside or not readout.tokens else "drop"
+        return "mean" if self.anatomy.undroppable or self.anatomy.readout.needs_patches else "drop"
 
     def answers(self, ranks: Tensor, parts: Sequence[tuple[bool, int]], fill: Filling) -> Tensor:
         """Scores (B, parts, classes) float32 of what is left of each image: (True, k) stands for its k most relevant

@@ -21,7 +21,7 @@ from .records import Record
 from .registry import METHODS
 from .results import Evaluation, Score
 
-BASELINES = ("random", "uniform", "centred_gaussian", "edges")
+NOISE = "random"  # the baseline whose curve is drawn beside the best
 EXAMPLES = 3  # best and worst images of each method
 SIDE = 150  # of a picture, in pixels
 STYLE = """
@@ -53,10 +53,9 @@ def save(found: Evaluation, folder: Path) -> list[Path]:
 
 def page(found: Evaluation) -> str:
     """The whole report, with everything that it shows inside it."""
-    images = len({record.image for record in found.records if record.image in found.sources})
     parts = [
         f"<h1>Which map can be trusted: {_text(found.settings['model'])}</h1>",
-        f"<p>{len(found.methods)} methods on {images} images of <i>{_text(found.settings['data'])}</i>, "
+        f"<p>{len(found.methods)} methods on {found.images} images of <i>{_text(found.settings['data'])}</i>, "
         f"the {_text(found.settings['target'])} class explained, seed {found.settings['seed']}. "
         "Means over images with 95 % bootstrap intervals. Random and centred Gaussian maps stand beside the methods: "
         "what does not beat them says nothing.</p>",
@@ -76,6 +75,10 @@ def page(found: Evaluation) -> str:
     )
 
 
+def _is_baseline(name: str) -> bool:
+    return METHODS[name].family == "baselines"
+
+
 def _text(value: object) -> str:
     return html.escape(str(value))
 
@@ -86,14 +89,13 @@ def _refused(found: Evaluation) -> str:
 
 
 def _table(found: Evaluation) -> str:
-    names = sorted(found.methods, key=lambda name: -found.standing.get(name, 0))
     heads = "".join(
         f"<th>{_text(metric)}<br><small>{METRICS[metric].direction} is better</small></th>" for metric in found.scores
     )
     rows = []
-    for name in names:
+    for name in found.order:
         cells = "".join(_cell(scores.get(name)) for scores in found.scores.values())
-        style = ' class="base"' if name in BASELINES else ""
+        style = ' class="base"' if _is_baseline(name) else ""
         about = (_text(name), f"{found.standing.get(name, 0):.2f}", passes(METHODS[name]), f"{found.seconds[name]:.3f}")
         rows.append(f"<tr{style}>{''.join(f'<td>{text}</td>' for text in about)}{cells}</tr>")
     return (
@@ -122,13 +124,13 @@ def _plots(found: Evaluation) -> Iterator[str]:
             yield f"<p>{_text(about.summary)} {_text(about.means)}"
             yield f"<span class=soft>{_text(about.does_not_mean)}</span></p>"
             yield '<div class="plots">'
-            yield plots.intervals(scores, BASELINES, "mean and 95 % interval")
+            yield plots.intervals(scores, list(filter(_is_baseline, scores)), "mean and 95 % interval")
             drawn = {name: found.curves(metric, name) for name in found.methods}
             drawn = {name: values for name, values in drawn.items() if values.size}
             if drawn:
                 best = sorted(drawn, key=lambda name: scores[name].rank)
-                coloured = [name for name in best if name not in BASELINES][: plots.SHOWN - 1]
-                coloured += [name for name in BASELINES[:1] if name in drawn]
+                coloured = [name for name in best if not _is_baseline(name)][: plots.SHOWN - 1]
+                coloured += [NOISE] if NOISE in drawn else []
                 yield plots.curves(drawn, coloured, "mean curve and 95 % band", about.along)
             yield "</div>"
 
@@ -141,7 +143,7 @@ def _examples(found: Evaluation) -> Iterator[str]:
         return
     yield f"<p>By {_text(' and '.join(ruling))}, of images that can still be read.</p>"
     thumbnails: dict[str, np.ndarray | None] = {}
-    for name in sorted(found.methods, key=lambda name: -found.standing.get(name, 0)):
+    for name in found.order:
         ranked = sorted((r for r in found.of(name) if r.image in found.sources), key=lambda r: -_value(r, ruling))
         ranked = [record for record in ranked if all(metric in record.numbers for metric in ruling)]
         chosen = [*ranked[:EXAMPLES], *ranked[max(EXAMPLES, len(ranked) - EXAMPLES) :]]

@@ -98,21 +98,32 @@ class Evaluation:
     @cached_property
     def seconds(self) -> dict[str, float]:
         """For each method, the median of its seconds an image."""
-        found: dict[str, list[float]] = defaultdict(list)
-        for record in self.records:
-            found[record.method].append(record.seconds)
-        return {method: float(np.median(found[method])) for method in self.methods if method in found}
+        return {
+            method: float(np.median([record.seconds for record in self.of(method)]))
+            for method in self.methods
+            if self.of(method)
+        }
+
+    @property
+    def order(self) -> list[str]:
+        """The methods, the one of the highest standing first."""
+        return sorted(self.methods, key=lambda name: -self.standing.get(name, 0))
+
+    @property
+    def images(self) -> int:
+        """How many images there are numbers of, mosaics left out."""
+        return len({record.image for record in self.records if record.image in self.sources})
 
     def numbers(self, metric: str, method: str) -> NDArray[np.float64]:
         """(n, c): every image's numbers in a metric, without images of which it says nothing."""
-        rows = [one.numbers[metric] for one in self._by_method[method] if metric in one.numbers]
+        rows = [one.numbers[metric] for one in self.of(method) if metric in one.numbers]
         return np.array([row for row in rows if None not in row], dtype=float).reshape(
             -1, max(map(len, rows), default=1)
         )
 
     def curves(self, metric: str, method: str) -> NDArray[np.float64]:
         """(n, points): every image's curve in a metric; no points for metrics that are no area under one."""
-        rows = [one.curves[metric] for one in self._by_method[method] if metric in one.curves]
+        rows = [one.curves[metric] for one in self.of(method) if metric in one.curves]
         return np.array(rows, dtype=float) if rows else np.empty((0, 0))
 
     def of(self, method: str) -> list[Record]:

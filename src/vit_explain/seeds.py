@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,3 +14,9 @@ def own_generator(image: Tensor, seed: int) -> torch.Generator:
     pixels = image.detach().float().cpu().contiguous().numpy()
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=8, salt=f"{seed:x}".encode()[-16:]).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def uniform_noise(images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Noise in [-1, 1) for images (B, C, H, W), each from its own generator."""
+    noise = [2 * torch.rand(one.shape, generator=own) - 1 for one, own in zip(images, generators, strict=True)]
+    return torch.stack(noise).to(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from .errors import ModelError, reason
 from .family import Placed
 from .image import Preprocessing
-from .layouts import laid_out
-from .types import Anatomy, Readout
+from .layouts import Grid, laid_out, merging
+from .types import Anatomy, Placement, Readout
 from .weights import load_weights, read_state
 
 try:
@@ -64,6 +65,33 @@ class Timm(Placed):
                 f"{self.name(model)} reads its tokens by {kind!r} pooling, which no row of weights describes"
             )
         return Readout(patches=True)
+
+    def pyramid(
+        self,
+        model: Any,
+        shape: tuple[int, int, int],
+        calls: Sequence[tuple[Placement | None, Grid]],
+        grid: Grid,
+        *,
+        reason: str,
+        features: str = "",
+        covers: Grid | None = None,
+        remembers: bool = False,
+    ) -> Anatomy:
+        """The anatomy of a model with convolutions between or before its calls, each with the grid that it is on, whose
+        tokens end on ``grid`` and are averaged. ``features``: by default the last of its stages."""
+        return laid_out(
+            (shape[1], shape[2]),
+            calls[0][1],
+            merging(calls),
+            grid,
+            covers=covers,
+            readout=self.averaged(model),
+            features=features or f"stages.{len(model.stages) - 1}",
+            reason=f"{self.name(model)}{reason}",
+            undroppable=f"{self.name(model)} has convolutions, which need every place",
+            remembers=remembers,
+        )
 
     def unplaced(self, model: Any, shape: tuple[int, int, int], reason: str) -> Anatomy:
         """The anatomy of a picture classifier of whose attention nothing is read, for this reason; what timm says of

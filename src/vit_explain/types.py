@@ -196,6 +196,11 @@ class Readout:
     queries: int | None = None
     beside: bool = False
 
+    @property
+    def needs_patches(self) -> bool:
+        """Whether the head has no answer where no patch is left."""
+        return self.beside or not self.tokens
+
 
 @dataclass(frozen=True)
 class Anatomy:

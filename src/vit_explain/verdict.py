@@ -23,7 +23,7 @@ from .metrics.deletion import deletion
 from .metrics.insertion import insertion
 from .metrics.model_randomisation import model_randomisation
 from .registry import METHODS, find
-from .seeds import own_generator
+from .seeds import own_generator, uniform_noise
 
 CHANCE = 8  # random maps, each of which a map must beat
 NOISES, RADIUS = 3, 0.05  # draws of uniform noise, in standard deviations of the model's input
@@ -132,8 +132,8 @@ def stability(judge: Judge, case: Case, method: str) -> Finding:
     generator = own_generator(pixels[0], judge.seed)
     found = []
     for _ in range(NOISES):
-        noise = 2 * torch.rand(pixels.shape, generator=generator) - 1
-        found.append(float(rank_correlation(case.maps, case.explain(pixels + RADIUS * noise.to(pixels), case.targets))))
+        moved = case.explain(pixels + RADIUS * uniform_noise(pixels, [generator]), case.targets)
+        found.append(float(rank_correlation(case.maps, moved)))
     value = min(found)
     word = "Stable" if value >= ALIKE else "Unstable" if value < APART else "Not very stable"
     says = f"{word}: under noise that nobody would see, its rank correlation with itself is {value:.2f} at the least."

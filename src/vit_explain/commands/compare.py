@@ -18,6 +18,8 @@ from .explain import (
     Device,
     Labels,
     MaxPixels,
+    MethodList,
+    MethodOption,
     Model,
     Opacity,
     Text,
@@ -38,14 +40,7 @@ if TYPE_CHECKING:
 
 def compare(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="Photo to explain.")],
-    methods: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST",
-            help="Names with commas between them; 'fast' stands for all that take one forward and at most one "
-            "backward, 'all' for all.",
-        ),
-    ] = "fast",
+    methods: MethodList = "fast",
     model: Model = BUNDLED,
     checkpoint: Checkpoint = None,
     labels: Labels = None,
@@ -59,10 +54,7 @@ def compare(
     ] = None,
     text: Text = None,
     against: Against = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", "-O", metavar="METHOD.KEY=VALUE", help="An option of one of the methods. Repeatable."),
-    ] = None,
+    option: MethodOption = None,
     colormap: Colormap = None,
     opacity: Opacity = None,
     max_pixels: MaxPixels = None,

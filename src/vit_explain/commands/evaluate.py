@@ -9,7 +9,20 @@ import typer
 
 from ..arguments import BUNDLED, open_explainer, read_list, read_metric_options, read_options
 from ..terminal import complain, print_json, progress, screen
-from .explain import AsJson, Checkpoint, Device, Labels, MaxPixels, Model, Text, announce, given, introduce
+from .explain import (
+    AsJson,
+    Checkpoint,
+    Device,
+    Labels,
+    MaxPixels,
+    MethodList,
+    MethodOption,
+    Model,
+    Text,
+    announce,
+    given,
+    introduce,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,14 +41,7 @@ def evaluate(
             "or masks; or a dataset that Hugging Face's datasets saved.",
         ),
     ],
-    methods: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST",
-            help="Names with commas between them; 'fast' stands for all that take one forward and at most one "
-            "backward, 'all' for all.",
-        ),
-    ] = "fast",
+    methods: MethodList = "fast",
     metrics: Annotated[
         str,
         typer.Option(
@@ -52,10 +58,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Which images, and all other chance.")] = 0,
     target: Annotated[str, typer.Option(metavar="predicted|label", help="Which class is explained.")] = "predicted",
     mosaic: Annotated[int, typer.Option(metavar="N", min=2, help="Photos a side of a mosaic, for grid_pointing.")] = 2,
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", "-O", metavar="METHOD.KEY=VALUE", help="An option of one of the methods. Repeatable."),
-    ] = None,
+    option: MethodOption = None,
     metric_option: Annotated[
         list[str] | None,
         typer.Option(
@@ -118,12 +121,10 @@ def describe(console: Console, found: Evaluation, files: Sequence[Path]) -> None
     from ..metric_registry import METRICS
     from ..registry import METHODS
 
-    images = len({record.image for record in found.records if record.image in found.sources})
-    names = sorted(found.methods, key=lambda name: -found.standing.get(name, 0))
-    width = max(len("method"), *map(len, names))
-    console.print(f"\n{len(names)} methods, {images} images, {len(found.scores)} metrics\n")
+    width = max(len("method"), *map(len, found.methods))
+    console.print(f"\n{len(found.methods)} methods, {found.images} images, {len(found.scores)} metrics\n")
     console.print(f"  {'method':{width}}  standing  {'passes':<9}  seconds  best in")
-    for name in names:
+    for name in found.order:
         first = [metric for metric, scores in found.scores.items() if name in scores and scores[name].rank == 1]
         cost = passes(METHODS[name])
         console.print(

@@ -54,6 +54,18 @@ Colormap = Annotated[
     typer.Option(metavar="NAME", help="Colours of the map; by default perceptually uniform, diverging if signed."),
 ]
 Opacity = Annotated[float | None, typer.Option(metavar="0..1", help="Opacity of the strongest relevance.")]
+MethodList = Annotated[
+    str,
+    typer.Option(
+        metavar="LIST",
+        help="Names with commas between them; 'fast' stands for all that take one forward and at most one "
+        "backward, 'all' for all.",
+    ),
+]
+MethodOption = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-O", metavar="METHOD.KEY=VALUE", help="An option of one of the methods. Repeatable."),
+]
 MaxPixels = Annotated[int | None, typer.Option(metavar="N", min=1, help="Refuse pictures of more pixels than this.")]
 
 

@@ -11,6 +11,8 @@ from ..errors import OptionError
 from ..terminal import print_json, screen
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
 
@@ -38,10 +40,7 @@ def methods(
     console = screen()
     if names:
         for method in found:
-            console.print(f"{method.name}\n  {method.summary}")
-            for heading, text in details(method):
-                console.print(hanging(console, f"  {heading:<15}{text}", 17))
-            console.print()
+            describe(console, method.name, method.summary, details(method))
         return 0
     width = max(len(method.name) for method in found)
     console.print(f"  {'':{width}}  class  signed  passes")
@@ -56,6 +55,14 @@ def methods(
     )
     console.print("Passes: forwards and backwards a photo. `vit-explain methods NAME` says what a map means.")
     return 0
+
+
+def describe(console: Console, name: str, summary: str, lines: Sequence[tuple[str, str]]) -> None:
+    """A name and all that is to be said of it, (heading, text) a line."""
+    console.print(f"{name}\n  {summary}")
+    for heading, text in lines:
+        console.print(hanging(console, f"  {heading:<15}{text}", 17))
+    console.print()
 
 
 def hanging(console: Console, line: str, indent: int) -> str:

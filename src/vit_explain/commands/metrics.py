@@ -8,7 +8,7 @@ import typer
 
 from ..errors import OptionError
 from ..terminal import print_json, screen
-from .methods import hanging
+from .methods import describe, hanging
 
 
 def metrics(
@@ -37,10 +37,7 @@ def metrics(
     family = ""
     for metric in found:
         if names:
-            console.print(f"{metric.name}\n  {metric.summary}")
-            for heading, text in details(metric):
-                console.print(hanging(console, f"  {heading:<15}{text}", 17))
-            console.print()
+            describe(console, metric.name, metric.summary, details(metric))
             continue
         if metric.family != family:
             family = metric.family

@@ -5,14 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..cases import Case
-from ..curves import Scale, Steps, scaled
+from ..curves import Scale, Steps, kept, scaled
 from ..metric_registry import metric
-from ..removal import Filling, Level, Part
+from ..removal import Filling, Level
 from ..removal import steps as shares
 
-
-def _parts(steps: int, level: Level, fill: Filling, score: Scale) -> list[Part]:
-    return [Part(True, shares(steps), level, fill), Part(False, shares(steps), level, fill)]
+_parts = kept(shares, True, False)
 
 
 @metric(
@@ -33,5 +31,5 @@ def abpc(
     ``1/(N+1) Σ_{i=0}^N (LeRF_i − MoRF_i)``, the class's probability (or logit, ``score``) with ``i/N`` of the parts
     removed, least and most relevant first; (B,), 0 for maps without any meaning.
     """
-    least, most = (scaled(case, case.scores(part), score) for part in _parts(steps, level, fill, score))
+    least, most = (scaled(case, case.scores(part), score) for part in _parts(steps, level, fill))
     return (least - most).mean(1)

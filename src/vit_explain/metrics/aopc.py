@@ -5,14 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..cases import Case
-from ..curves import Steps, inner
+from ..curves import Steps, inner, kept
 from ..metric_registry import metric
-from ..removal import Filling, Level, Part
+from ..removal import Filling, Level
 from ..targets import probabilities
 
-
-def _parts(steps: int, level: Level, fill: Filling) -> list[Part]:
-    return [Part(False, inner(steps), level, fill)]
+_parts = kept(inner, False)
 
 
 @metric(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from ..cases import Case
-from ..curves import Steps, area
+from ..curves import Steps, area, kept
 from ..metric_registry import Measured, metric
-from ..removal import Filling, Level, Part
+from ..removal import Filling, Level
 from ..removal import steps as shares
 
-
-def _parts(steps: int, level: Level, fill: Filling) -> list[Part]:
-    return [Part(False, shares(steps), level, fill)]
+_parts = kept(shares, False)
 
 
 @metric(

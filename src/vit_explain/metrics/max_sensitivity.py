@@ -10,7 +10,7 @@ from torch import Tensor
 from ..cases import Case
 from ..metric_registry import metric
 from ..options import Range
-from ..seeds import own_generator
+from ..seeds import own_generator, uniform_noise
 
 
 @metric(
@@ -38,9 +38,6 @@ def max_sensitivity(
     generators = [own_generator(image, case.pictures.seed) for image in pixels]
     largest = torch.zeros(len(pixels), device=case.maps.device)
     for _ in range(samples):
-        noise = torch.stack(
-            [2 * torch.rand(one.shape, generator=g) - 1 for one, g in zip(pixels, generators, strict=True)]
-        )
-        moved = case.explain(pixels + radius * noise.to(pixels), case.targets)
+        moved = case.explain(pixels + radius * uniform_noise(pixels, generators), case.targets)
         largest = torch.maximum(largest, (moved - case.maps).flatten(1).norm(dim=1))
     return largest / case.maps.flatten(1).norm(dim=1)

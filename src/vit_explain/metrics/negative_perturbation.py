@@ -5,13 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..cases import Case
-from ..curves import Reference, Steps, correct, inner
+from ..curves import Reference, Steps, correct, inner, kept
 from ..metric_registry import metric
-from ..removal import Filling, Level, Part
+from ..removal import Filling, Level
 
-
-def _parts(steps: int, level: Level, fill: Filling, reference: Reference) -> list[Part]:
-    return [Part(True, inner(steps), level, fill)]
+_parts = kept(inner, True)
 
 
 @metric(
@@ -38,4 +36,4 @@ def negative_perturbation(
     The class is the image's true one, or with ``reference="target"`` the one explained. The paper removes pixels and
     paints them black (``level=pixel``, ``fill=black``), and calls the mean an area under the curve.
     """
-    return correct(case, case.scores(*_parts(steps, level, fill, reference)), reference)
+    return correct(case, case.scores(*_parts(steps, level, fill)), reference)

@@ -10,9 +10,9 @@ from torch import nn
 from ..errors import ModelError
 from ..family import Placed, register
 from ..huggingface import HuggingFace, type_of
-from ..layouts import Grid, laid_out, swin_places
+from ..layouts import Grid, swin
 from ..structure import check_size, pair
-from ..types import Anatomy, Readout
+from ..types import Anatomy
 
 
 @register
@@ -31,24 +31,11 @@ class HuggingFaceSwin(HuggingFace, Placed):
         check_size(self.name(model), shape, config.num_channels, fixed)
         # The model itself when nothing is on top of it, else where the library keeps it.
         path = model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
-        swin = model.get_submodule(path)
+        stages = [stage.blocks for stage in model.get_submodule(path).encoder.layers]
         patch = pair(config.patch_size)
         first = (-(-size[0] // patch[0]), -(-size[1] // patch[1]))  # pictures are padded to whole patches
-        places, grid, side = swin_places(
-            first, [stage.blocks for stage in swin.encoder.layers], self._windows(model), padded=True
-        )
-        return laid_out(
-            size,
-            first,
-            places,
-            grid,
-            covers=(first[0] * patch[0], first[1] * patch[1]),
-            stride=(patch[0] * side, patch[1] * side),
-            readout=Readout(patches=True),
-            features=f"{path}.layernorm".lstrip("."),
-            reason=f"{self.name(model)}'s attention stays inside windows",
-            undroppable=f"{self.name(model)} needs all tokens of its windows",
-        )
+        features = f"{path}.layernorm".lstrip(".")
+        return swin(self.name(model), size, first, patch, stages, self._windows(model), features=features, padded=True)
 
     def _windows(self, model: Any) -> Callable[[Any, Grid], tuple[Grid, Grid]]:
         name, first_version = self.name(model), model.config.model_type == "swin"

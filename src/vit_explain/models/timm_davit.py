@@ -8,7 +8,7 @@ from timm.models.davit import DaVit
 from torch import nn
 
 from ..family import register
-from ..layouts import Grid, blocks, halved, in_windows, laid_out, merging, numbered
+from ..layouts import Grid, blocks, halved, in_windows, numbered
 from ..timm_common import Timm
 from ..types import Anatomy, Placement
 
@@ -25,23 +25,18 @@ class TimmDaViT(Timm):
         self.check_channels(model, shape[0])
         down, across = model.stem.stride
         first = grid = (-(-shape[1] // down), -(-shape[2] // across))  # pictures are padded
-        places: list[Placement | None] = []
-        grids: list[Grid] = []
+        calls: list[tuple[Placement | None, Grid]] = []
         for stage in model.stages:
             if not isinstance(stage.downsample, nn.Identity):
                 grid = halved(grid)
             for block in (part for pair in stage.blocks for part in pair):
                 tokens, size = grid[0] * grid[1], getattr(block, "window_size", None)
-                places.append(None if size is None else in_windows(blocks(numbered(grid), size, tokens), tokens))
-                grids.append(grid)
-        return laid_out(
-            (shape[1], shape[2]),
-            first,
-            merging(places, grids),
+                calls.append((None if size is None else in_windows(blocks(numbered(grid), size, tokens), tokens), grid))
+        return self.pyramid(
+            model,
+            shape,
+            calls,
             grid,
+            reason="'s attention is in windows by turns with attention between channels",
             covers=(first[0] * down, first[1] * across),
-            readout=self.averaged(model),
-            features=f"stages.{len(model.stages) - 1}",
-            reason=f"{self.name(model)}'s attention is in windows by turns with attention between channels",
-            undroppable=f"{self.name(model)} has convolutions, which need every place",
         )

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import ModelError
 from ..family import register
-from ..layouts import Grid, blocks, halved, in_windows, laid_out, merging, numbered
+from ..layouts import Grid, blocks, halved, in_windows, numbered
 from ..timm_common import Timm
 from ..types import Anatomy, Placement
 
@@ -28,9 +28,7 @@ class TimmGCViT(Timm):
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         self.check_channels(model, shape[0])
         grid: Grid = halved(halved((shape[1], shape[2])))
-        first = grid
-        places: list[Placement | None] = []
-        grids: list[Grid] = []
+        calls: list[tuple[Placement | None, Grid]] = []
         for stage in model.stages:
             if not isinstance(stage.downsample, nn.Identity):
                 grid = halved(grid)
@@ -43,15 +41,5 @@ class TimmGCViT(Timm):
                         f"windows and global queries do not fit a {grid[0]}x{grid[1]} grid"
                     )
                 tokens = grid[0] * grid[1]
-                places.append(in_windows(blocks(numbered(grid), window, tokens), tokens))
-                grids.append(grid)
-        return laid_out(
-            (shape[1], shape[2]),
-            first,
-            merging(places, grids),
-            grid,
-            readout=self.averaged(model),
-            features=f"stages.{len(model.stages) - 1}",
-            reason=f"{self.name(model)}'s attention stays inside windows",
-            undroppable=f"{self.name(model)} has convolutions, which need every place",
-        )
+                calls.append((in_windows(blocks(numbered(grid), window, tokens), tokens), grid))
+        return self.pyramid(model, shape, calls, grid, reason="'s attention stays inside windows")

@@ -8,7 +8,7 @@ from timm.models.metaformer import Attention, MetaFormer
 from torch import nn
 
 from ..family import register
-from ..layouts import Grid, convolved, laid_out, merging, whole
+from ..layouts import Grid, convolved, whole
 from ..timm_common import Timm
 from ..types import Anatomy, Placement
 
@@ -28,21 +28,11 @@ class TimmMetaFormer(Timm):
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         self.check_channels(model, shape[0])
         grid: Grid = convolved((shape[1], shape[2]), model.stem.conv)
-        places: list[Placement | None] = []
-        grids: list[Grid] = []
+        calls: list[tuple[Placement | None, Grid]] = []
         for stage in model.stages:
             if not isinstance(stage.downsample, nn.Identity):
                 grid = convolved(grid, stage.downsample.conv)
-            here = [whole(grid[0] * grid[1]) for block in stage.blocks if isinstance(block.token_mixer, Attention)]
-            places += here
-            grids += [grid] * len(here)
-        return laid_out(
-            (shape[1], shape[2]),
-            grids[0],
-            merging(places, grids),
-            grid,
-            readout=self.averaged(model),
-            features=f"stages.{len(model.stages) - 1}",
-            reason=f"{self.name(model)}'s attention comes after convolutions",
-            undroppable=f"{self.name(model)} has convolutions, which need every place",
-        )
+            calls += [
+                (whole(grid[0] * grid[1]), grid) for block in stage.blocks if isinstance(block.token_mixer, Attention)
+            ]
+        return self.pyramid(model, shape, calls, grid, reason="'s attention comes after convolutions")

@@ -9,7 +9,7 @@ from timm.models.mobilevit import MobileVitBlock
 from torch import nn
 
 from ..family import register
-from ..layouts import Grid, convolved, in_windows, laid_out, merging, numbered, strides
+from ..layouts import Grid, convolved, in_windows, numbered, strides
 from ..timm_common import Timm
 from ..types import Anatomy, Placement
 
@@ -30,8 +30,7 @@ class TimmMobileViT(Timm):
         self.check_channels(model, shape[0])
         name = self.name(model)
         grid: Grid = _after(model.stem, (shape[1], shape[2]))
-        places: list[Placement | None] = []
-        grids: list[Grid] = []
+        calls: list[tuple[Placement | None, Grid]] = []
         for block in (block for stage in model.stages for block in stage):
             if not isinstance(block, MobileVitBlock):
                 grid = _after(block, grid)
@@ -43,18 +42,13 @@ class TimmMobileViT(Timm):
                     model, shape, f"{name} resizes its {grid[0]}x{grid[1]} grid to attend on one that patches divide"
                 )
             windows = strides(numbered(grid), (grid[0] // patch[0], grid[1] // patch[1]))
-            here = [in_windows(windows, grid[0] * grid[1])] * len(attending.transformer)
-            places += here
-            grids += [grid] * len(here)
-        return laid_out(
-            (shape[1], shape[2]),
-            grids[0],
-            merging(places, grids),
+            calls += [(in_windows(windows, grid[0] * grid[1]), grid)] * len(attending.transformer)
+        return self.pyramid(
+            model,
+            shape,
+            calls,
             grid,
-            readout=self.averaged(model),
-            features=f"stages.{len(model.stages) - 1}",
-            reason=f"{name}'s attention is among tokens at the same place of their patches, after convolutions",
-            undroppable=f"{name} has convolutions, which need every place",
+            reason="'s attention is among tokens at the same place of their patches, after convolutions",
         )
 
 

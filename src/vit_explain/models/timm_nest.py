@@ -7,7 +7,7 @@ from typing import Any
 from timm.models.nest import Nest
 
 from ..family import register
-from ..layouts import Grid, blocks, halved, in_windows, laid_out, merging, numbered
+from ..layouts import Grid, blocks, halved, in_windows, numbered
 from ..timm_common import Timm
 from ..types import Anatomy, Placement
 
@@ -26,22 +26,18 @@ class TimmNest(Timm):
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         self.check_channels(model, shape[0])
         self.check_size(model, shape[1:], self.built_for(model))
-        first = grid = tuple(model.patch_embed.grid_size)
-        places: list[Placement | None] = []
-        grids: list[Grid] = []
+        grid: Grid = tuple(model.patch_embed.grid_size)
+        calls: list[tuple[Placement | None, Grid]] = []
         for number, level in enumerate(model.levels):
             grid = halved(grid) if number else grid
             tokens, side = grid[0] * grid[1], level.block_size
-            depth = len(level.transformer_encoder)
-            places += [in_windows(blocks(numbered(grid), (side, side), tokens), tokens)] * depth
-            grids += [grid] * depth
-        return laid_out(
-            (shape[1], shape[2]),
-            first,
-            merging(places, grids),
+            place = in_windows(blocks(numbered(grid), (side, side), tokens), tokens)
+            calls += [(place, grid)] * len(level.transformer_encoder)
+        return self.pyramid(
+            model,
+            shape,
+            calls,
             grid,
-            readout=self.averaged(model),
+            reason="'s attention stays inside blocks",
             features=f"levels.{len(model.levels) - 1}",
-            reason=f"{self.name(model)}'s attention stays inside blocks",
-            undroppable=f"{self.name(model)} has convolutions, which need every place",
         )

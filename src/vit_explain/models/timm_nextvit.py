@@ -9,7 +9,7 @@ from timm.models.nextvit import NextTransformerBlock, NextViT
 from torch import nn
 
 from ..family import register
-from ..layouts import Grid, halved, laid_out, merging, whole
+from ..layouts import Grid, halved, whole
 from ..timm_common import Timm
 from ..types import Anatomy, Placement
 
@@ -25,24 +25,15 @@ class TimmNextViT(Timm):
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         self.check_channels(model, shape[0])
         grid: Grid = halved(halved((shape[1], shape[2])))
-        places: list[Placement | None] = []
-        grids: list[Grid] = []
+        calls: list[tuple[Placement | None, Grid]] = []
         for stage in model.stages:
             for block in stage.blocks:
                 if isinstance(block.patch_embed.pool, nn.AvgPool2d):
                     grid = halved(grid)
                 if isinstance(block, NextTransformerBlock):
-                    places.append(_place(grid[0] * grid[1], block.e_mhsa.N_ratio))
-                    grids.append(grid)
-        return laid_out(
-            (shape[1], shape[2]),
-            grids[0],
-            merging(places, grids),
-            grid,
-            readout=self.averaged(model),
-            features="norm",
-            reason=f"{self.name(model)}'s tokens look at means of tokens, after convolutions",
-            undroppable=f"{self.name(model)} has convolutions, which need every place",
+                    calls.append((_place(grid[0] * grid[1], block.e_mhsa.N_ratio), grid))
+        return self.pyramid(
+            model, shape, calls, grid, reason="'s tokens look at means of tokens, after convolutions", features="norm"
         )
 
 

@@ -10,9 +10,9 @@ from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
 from torch import nn
 
 from ..family import register
-from ..layouts import laid_out, swin_places
+from ..layouts import swin
 from ..timm_common import Timm
-from ..types import Anatomy, Readout
+from ..types import Anatomy
 
 
 @register
@@ -30,22 +30,13 @@ class TimmSwin(Timm):
             self.check_size(model, size, embed.img_size)
         first = embed.grid_size if embed.img_size == tuple(size) else embed.dynamic_feat_size(size)
         stages: Any = model.stages if isinstance(model, SwinTransformerV2Cr) else model.layers
-        places, grid, side = swin_places(
-            first,
-            [stage.blocks for stage in stages],
-            lambda block, _: (block.window_size, block.shift_size),
-            merges=lambda number: not isinstance(stages[number].downsample, nn.Identity),
-        )
-        reason = f"{self.name(model)}'s attention stays inside windows"
-        return laid_out(
+        return swin(
+            self.name(model),
             (shape[1], shape[2]),
             first,
-            places,
-            grid,
-            covers=(first[0] * embed.patch_size[0], first[1] * embed.patch_size[1]),
-            stride=(embed.patch_size[0] * side, embed.patch_size[1] * side),
-            readout=Readout(patches=True),
+            embed.patch_size,
+            [stage.blocks for stage in stages],
+            lambda block, _: (block.window_size, block.shift_size),
             features="norm" if hasattr(model, "norm") else f"stages.{len(stages) - 1}",
-            reason=reason,
-            undroppable=f"{self.name(model)} needs all tokens of its windows",
+            merges=lambda number: not isinstance(stages[number].downsample, nn.Identity),
         )

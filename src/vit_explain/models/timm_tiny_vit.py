@@ -7,7 +7,7 @@ from typing import Any
 from timm.models.tiny_vit import TinyVit, TinyVitStage
 
 from ..family import register
-from ..layouts import Grid, blocks, halved, in_windows, laid_out, merging, numbered
+from ..layouts import Grid, blocks, halved, in_windows, numbered
 from ..timm_common import Timm
 from ..types import Anatomy, Placement
 
@@ -23,8 +23,7 @@ class TimmTinyViT(Timm):
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         self.check_channels(model, shape[0])
         grid: Grid = halved(halved((shape[1], shape[2])))
-        places: list[Placement | None] = []
-        grids: list[Grid] = []
+        calls: list[tuple[Placement | None, Grid]] = []
         for stage in model.stages:
             if not isinstance(stage, TinyVitStage):
                 continue
@@ -32,16 +31,12 @@ class TimmTinyViT(Timm):
             tokens = grid[0] * grid[1]
             for block in stage.blocks:
                 side: Any = block.window_size
-                places.append(in_windows(blocks(numbered(grid), (side, side), tokens), tokens))
-                grids.append(grid)
-        return laid_out(
-            (shape[1], shape[2]),
-            grids[0],
-            merging(places, grids),
+                calls.append((in_windows(blocks(numbered(grid), (side, side), tokens), tokens), grid))
+        return self.pyramid(
+            model,
+            shape,
+            calls,
             grid,
-            readout=self.averaged(model),
-            features=f"stages.{len(model.stages) - 1}",
-            reason=f"{self.name(model)}'s attention stays inside windows, and comes after convolutions",
-            undroppable=f"{self.name(model)} has convolutions, which need every place",
+            reason="'s attention stays inside windows, and comes after convolutions",
             remembers=True,  # biases of positions
         )

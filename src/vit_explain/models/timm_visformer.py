@@ -7,7 +7,7 @@ from typing import Any
 from timm.models.visformer import Visformer
 
 from ..family import register
-from ..layouts import Grid, laid_out, merging, whole
+from ..layouts import Grid, whole
 from ..timm_common import Timm
 from ..types import Anatomy, Placement
 
@@ -25,22 +25,10 @@ class TimmVisformer(Timm):
         stem = 1 if model.stem is None else model.stem[0].stride[0]
         sides = model.patch_embed1.img_size
         self.check_size(model, shape[1:], (sides[0] * stem, sides[1] * stem))
-        places: list[Placement | None] = []
-        grids: list[Grid] = []
+        calls: list[tuple[Placement | None, Grid]] = []
         grid: Grid = tuple(model.patch_embed1.grid_size)
         embeds = (model.patch_embed1, model.patch_embed2, model.patch_embed3)
         for embed, stage in zip(embeds, (model.stage1, model.stage2, model.stage3), strict=True):
             grid = grid if embed is None else tuple(embed.grid_size)
-            here = [whole(grid[0] * grid[1]) for block in stage if block.attn is not None]
-            places += here
-            grids += [grid] * len(here)
-        return laid_out(
-            (shape[1], shape[2]),
-            grids[0],
-            merging(places, grids),
-            grid,
-            readout=self.averaged(model),
-            features="norm",
-            reason=f"{self.name(model)}'s attention comes after convolutions",
-            undroppable=f"{self.name(model)} has convolutions, which need every place",
-        )
+            calls += [(whole(grid[0] * grid[1]), grid) for block in stage if block.attn is not None]
+        return self.pyramid(model, shape, calls, grid, reason="'s attention comes after convolutions", features="norm")

@@ -8,10 +8,10 @@ from torch import nn
 
 from ..errors import ModelError
 from ..family import Placed, register
-from ..layouts import Grid, convolved, laid_out, swin_places
+from ..layouts import Grid, convolved, swin
 from ..structure import check_size
 from ..torchvision_common import Torchvision
-from ..types import Anatomy, Readout
+from ..types import Anatomy
 
 
 @register
@@ -32,19 +32,7 @@ class TorchvisionSwin(Torchvision, Placed):
         stages = [
             list(part) for part in model.features[1:] if isinstance(part, nn.Sequential)
         ]  # merging lies between them
-        places, grid, side = swin_places(first, stages, _windows, padded=True)
-        return laid_out(
-            size,
-            first,
-            places,
-            grid,
-            covers=(first[0] * patch[0], first[1] * patch[1]),
-            stride=(patch[0] * side, patch[1] * side),
-            readout=Readout(patches=True),
-            features="norm",
-            reason=f"{self.name(model)}'s attention stays inside windows",
-            undroppable=f"{self.name(model)} needs all tokens of its windows",
-        )
+        return swin(self.name(model), size, first, patch, stages, _windows, features="norm", padded=True)
 
     def classes(self, model: Any) -> int:
         return getattr(model.head, "out_features", 0)
