@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from small_models import CLASSES, GRID, SIZE, small
 
-from vit_explain import Explainer
+from vit_explain import Explainer, other_method
 from vit_explain.datasets import Classes, chosen, read_dataset
 from vit_explain.errors import ImageError, ModelError, OptionError, OutputError
 from vit_explain.evaluate import evaluate
@@ -239,9 +239,40 @@ def one_image(folder: Path, name: str, tmp_path: Path) -> Path:
 
 
 def test_baselines_are_always_there(folder, explainer, tmp_path):
-    assert run(folder, explainer, tmp_path, images=2).methods == [
+    assert list(run(folder, explainer, tmp_path, images=2).methods) == [
         "rollout", "gradient_rollout", "centred_gaussian", "random",
     ]  # fmt: skip
+
+
+def test_others_are_judged_beside_the_methods(folder, explainer, tmp_path):
+    """The same maps made by a caller get the same numbers, of every metric: also with other classes and weights."""
+
+    def gae(model: Any, pixels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        return Explainer(model, preprocessing=HOW).attribute(pixels, classes.tolist(), "gae")
+
+    other = other_method("my own", gae, forwards=1, backwards=1)
+    found = run(
+        folder, explainer, tmp_path, methods="gae", metrics="all", others=[other], images=3, metric_options=FEW
+    )
+    assert found.methods["my own"] is other and len(found.of("my own")) >= 3
+    for metric, scores in found.scores.items():
+        if metric != "completeness_gap":
+            assert scores["my own"].value == scores["gae"].value, metric
+    assert "my own" in page(found)
+
+
+def test_others_that_cannot_be_judged_are_refused_in_a_line(folder, explainer, tmp_path):
+    bad = {
+        "a shape": lambda model, pixels, classes: torch.zeros(len(pixels), 3, 3),
+        "no tensor": lambda model, pixels, classes: None,
+        "no numbers": lambda model, pixels, classes: torch.full((len(pixels), *GRID), torch.nan),
+    }
+    found = run(folder, explainer, tmp_path, images=2, others=[other_method(name, maps) for name, maps in bad.items()])
+    assert found.refused.keys() == bad.keys()
+    assert "not a tensor of" in found.refused["a shape"] and "NoneType" in found.refused["no tensor"]
+    assert "not finite" in found.refused["no numbers"]
+    with pytest.raises(OptionError, match="a method 'gae' already"):
+        run(folder, explainer, tmp_path, others=[other_method("gae", bad["no tensor"])])
 
 
 def test_stopped_anywhere_it_goes_on(folder, explainer, tmp_path, monkeypatch):

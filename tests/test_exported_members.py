@@ -23,6 +23,7 @@ PUBLIC = [
     "list_methods",
     "list_models",
     "load_model",
+    "other_method",
     "verify",
 ]
 

@@ -282,7 +282,7 @@ def judged(model: Any, pictures: Tensor, name: str, **options: Any) -> Case:
     judge = Judge(Explainer(model), seed=0)
     seen = judge.pictures(pictures)
     target = torch.full((len(pictures),), TARGET)
-    return judge.case(find(name), find(name).settings(options), seen, judge.whole(seen), target)[0]
+    return judge.case(find(name), find(name).settings(options), seen, judge.whole(seen), target)
 
 
 def test_max_sensitivity_sees_every_draw(model, pictures):
@@ -355,12 +355,10 @@ def test_completeness_gap_is_what_the_method_says(model, pictures):
     judge = Judge(Explainer(model), seed=0)
     seen = judge.pictures(pictures)
     for name, options in (("integrated_gradients", {"steps": 3}), ("kernel_shap", {"samples": 20, "players": 2})):
-        case, said = judge.case(
-            find(name), find(name).settings(options), seen, judge.whole(seen), torch.full((3,), TARGET)
-        )
+        case = judge.case(find(name), find(name).settings(options), seen, judge.whole(seen), torch.full((3,), TARGET))
         found = measured("completeness_gap", case).numpy()
         if name == "integrated_gradients":
-            np.testing.assert_allclose(found, said.facts["completeness_gap"])
+            np.testing.assert_allclose(found, case.facts["completeness_gap"])
         else:
             assert (found < 1e-4).all()
     assert measured("completeness_gap", judged(model, pictures, "rollout")).isnan().all()

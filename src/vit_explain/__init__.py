@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .explanation import Explanation
     from .loading import list_models, load_model
     from .original import VITAttentionGradRollout, VITAttentionRollout
+    from .registry import other_method
     from .targets import Contrast
     from .verdict import verify
 
@@ -32,6 +33,7 @@ _WHERE = {
     "list_methods": "explainer",
     "list_models": "loading",
     "load_model": "loading",
+    "other_method": "registry",
     "verify": "verdict",
 }
 
@@ -48,6 +50,7 @@ __all__ = [
     "list_methods",
     "list_models",
     "load_model",
+    "other_method",
     "verify",
 ]
 

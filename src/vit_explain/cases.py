@@ -35,6 +35,8 @@ class Case:
     labels: Tensor | None = None  # (B,), the true classes
     truth: Tensor | None = None  # (B, H, W) booleans at the pixels that patches cover: where the object is
     facts: dict[str, Tensor] = field(default_factory=dict)  # (B,) each, what the method says of its maps
+    warnings: list[list[str]] = field(default_factory=list)  # of each map, what its reader must know
+    seconds: float = 0.0  # for all the maps
     explain: Callable[[Tensor, Tensor], Tensor] | None = None
     rerandomised: Callable[[float], Tensor] | None = None
     _known: Known = field(default_factory=dict)

@@ -18,7 +18,9 @@ PATENT_NOTE = (
 
 
 def passes(method: Method) -> str:
-    """Forwards and backwards that one photo takes with the default options, as in ``52F 50B``."""
+    """Forwards and backwards that one photo takes with the default options, as in ``52F 50B``; a dash if not known."""
+    if not method.forwards + method.backwards:
+        return "–"
     return f"{method.forwards}F" + (f" {method.backwards}B" if method.backwards else "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,12 @@ from .errors import CaptureError, ImageError, ModelError, OptionError
 from .explainer import Explainer
 from .image import Geometry
 from .inputs import read
-from .inquiry import CHUNK
 from .judging import Judge
 from .metric_registry import Measured, Metric, choose_metrics
 from .mosaics import cell, composed, grouped
 from .photos import DEFAULT_MAX_PIXELS
 from .records import Record, Records
-from .registry import Method, choose_methods
+from .registry import METHODS, Method, choose_methods
 from .removal import Pictures
 from .render import normalise
 from .results import Evaluation
@@ -31,6 +31,7 @@ from .results import Evaluation
 BASELINES = ("random", "centred_gaussian")  # always in the table: some metrics cannot tell methods from them
 CONFIDENT = 0.5  # the least probability of the class of a picture that becomes part of a mosaic
 SHADES = 255
+RGB = 3
 MOSAIC = "mosaic "  # how names of pictures put together begin
 
 Explained = Literal["predicted", "label"]  # the class that the model finds likeliest, or the true one
@@ -59,6 +60,7 @@ def evaluate(
     out: str | Path = "vit-explain-evaluation",
     target: Explained = "predicted",
     mosaic: int = 2,
+    others: Sequence[Method] = (),
     options: Mapping[str, Mapping[str, Any]] | None = None,
     metric_options: Mapping[str, Mapping[str, Any]] | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -69,6 +71,7 @@ def evaluate(
 
     ``data``: see ``datasets.read_dataset``. ``methods``: as in ``Explainer.compare``. ``metrics``: names; "fast" stands
     for those that need no further maps, "all" for all. ``images``: so many, chosen with ``seed`` evenly over classes.
+    ``others``: methods of your own or of other packages, see ``other_method``, judged on the same pictures.
     ``target``: which class is explained. ``mosaic``: photos a side of the mosaics for ``grid_pointing``. ``options``,
     ``metric_options``: keywords of each method and metric, by its name. ``out``: where every number is kept as it is
     found; the same call goes on where it was stopped. ``progress``: called as ``progress(done, total)`` in images times
@@ -83,6 +86,10 @@ def evaluate(
     if mosaic < 2:
         raise OptionError(f"a mosaic has at least 2 pictures a side, not {mosaic}")
     wanted = choose_methods([*([methods] if isinstance(methods, str) else methods), *BASELINES])
+    for one in others:
+        if one.name in METHODS or one.name in [known.name for known in wanted]:
+            raise OptionError(f"there is a method {one.name!r} already; give yours another name")
+        wanted.append(one)
     measures = choose_metrics([metrics] if isinstance(metrics, str) else metrics)
     settings = _settings(wanted, measures, options or {}, metric_options or {})
     items = chosen(read_dataset(data, explainer.labels, classes), images, seed)
@@ -105,10 +112,10 @@ def evaluate(
     run.mosaics(groups, items, mosaic, max_pixels)
     kept = {item.name for item in items} | {name for names in groups.values() for name in names}
     found = [one for one in run.records if one.image in kept]
-    scored = {one.method for one in found}
+    scored, known = {one.method for one in found}, [*choose_methods(["all"]), *others]
     return Evaluation(
         found,
-        [one.name for one in choose_methods(["all"]) if one.name in scored],
+        {one.name: one for one in known if one.name in scored},
         [one.name for one in choose_metrics(list(run.records.settings["metrics"]))],
         run.records.settings,
         run.refused,
@@ -158,7 +165,7 @@ class _Run:
         """Every metric but those of mosaics."""
         metrics = [one for one in self.metrics if "mosaic" not in one.needs]
         total, done = len(items) * len(self.methods), 0
-        for some in _batched(items):
+        for some in _batched(items, self._together):
             if any(self._lacks(item.name, one, metrics) for item in some for one in self.methods):
                 batch = self._read(some, max_pixels)
                 if batch.names:
@@ -201,10 +208,16 @@ class _Run:
                 top, left, bottom, right = cell(place, side, (whole.shape[1], whole.shape[2]))
                 mask[top:bottom, left:right] = True
             targets = torch.tensor([int(name.rpartition(": ")[2]) for name in names])
-            for some in torch.arange(len(group)).split(CHUNK):
+            for some in torch.arange(len(group)).split(self._together):
                 pixels = whole.expand(len(some), -1, -1, -1).contiguous()
                 batch = Batch([names[i] for i in some], pixels, targets[some], targets[some], truth[some])
                 self._measure(batch, metrics)
+
+    @functools.cached_property
+    def _together(self) -> int:
+        """Images that a forward takes."""
+        size = self.explainer.preprocessing.size
+        return self.explainer.subject(torch.zeros(1, RGB, *size))[0].together
 
     def _lacks(self, image: str, method: Method, metrics: Sequence[Metric]) -> bool:
         return not self.records.complete(image, method.name, [one.name for one in metrics])
@@ -269,7 +282,7 @@ class _Run:
         metrics: Sequence[Metric],
     ) -> list[Record]:
         options = self.settings["methods"][method.name]
-        case, found = self.judge.case(method, options, pictures, whole, targets, labels=batch.labels, truth=batch.truth)
+        case = self.judge.case(method, options, pictures, whole, targets, labels=batch.labels, truth=batch.truth)
         known = [one for one in metrics if "truth" not in one.needs or case.truth is not None]
         nothing: dict[str, list[float | None]] = {one.name: [None] for one in metrics if one not in known}
         case.prepare([part for one in known for part in one.parts(**self.settings["metrics"][one.name])])
@@ -290,19 +303,19 @@ class _Run:
                 None if batch.labels[i] < 0 else int(batch.labels[i]),
                 None if batch.labels[i] < 0 else bool(whole[i].argmax() == batch.labels[i]),
                 round(float(probability[i]), 6),
-                round(found.seconds / len(batch.names), 5),
+                round(case.seconds / len(batch.names), 5),
                 {key: [_plain(v) for v in values[i].tolist()] for key, values in numbers.items()} | nothing,
                 {key: [round(v, 4) for v in curve[i].tolist()] for key, curve in curves.items()},
                 shades[i],
-                found.warnings[i],
+                case.warnings[i],
             )
             for i, name in enumerate(batch.names)
         ]
 
 
-def _batched(items: Sequence[Item]) -> Iterator[list[Item]]:
+def _batched(items: Sequence[Item], number: int) -> Iterator[list[Item]]:
     rest = iter(items)
-    while some := list(itertools.islice(rest, CHUNK)):
+    while some := list(itertools.islice(rest, number)):
         yield some
 
 

@@ -22,7 +22,7 @@ from .explanation import Explanation
 from .family import family_of, unwrap
 from .image import Preprocessing
 from .inputs import Inputs, checked_pixels, read
-from .inquiry import CHUNK, Subject, Tally
+from .inquiry import Subject, Tally
 from .loading import DEFAULT_MODEL, load_model
 from .photos import DEFAULT_MAX_PIXELS
 from .prompts import Prompted
@@ -254,11 +254,12 @@ class Explainer:
         parts: list[dict[str, Result]] = []
         # Whatever mode the caller is in: inside torch.inference_mode() nothing could be differentiated, and outside
         # of it what is never differentiated takes longer.
-        last = not DIFFERENTIATED & all_needs(group) and not self.subject(pixels[:1])[0].anatomy.remembers
+        subject, _ = self.subject(pixels[:1])
+        last, together = not DIFFERENTIATED & all_needs(group) and not subject.anatomy.remembers, subject.together
         with torch.inference_mode(last), torch.no_grad():
-            for first in range(0, images, CHUNK):
-                look = SharedLook(*self.subject(pixels[first : first + CHUNK]), group, refused)
-                columns = self._columns(wanted[first : first + CHUNK], look.logits) if wanted else []
+            for first in range(0, images, together):
+                look = SharedLook(*self.subject(pixels[first : first + together]), group, refused)
+                columns = self._columns(wanted[first : first + together], look.logits) if wanted else []
                 parts.append(look.results(columns, images - first))
                 seconds += look.seconds
         return {name: Result.joined([part[name] for part in parts]) for name in parts[-1]}, seconds

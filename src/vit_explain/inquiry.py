@@ -19,9 +19,10 @@ from .targets import Target, probabilities, score
 from .types import Anatomy, Trace
 
 CHUNK = 8  # images a forward; more gains nothing on a processor and costs memory
-# Images a forward without gradients: an accelerator wants more of them, and keeps nothing of them.
-PROBE_ROWS = {"cpu": CHUNK}
-ACCELERATOR_PROBE_ROWS = 64
+# An accelerator wants more of them, as long as their tokens are no more than these: of 32 pictures of 14 × 14 patches,
+# and of twice as many where nothing is kept for gradients.
+ACCELERATOR_TOKENS = 32 * 197
+ACCELERATOR_PROBE_TOKENS = 2 * ACCELERATOR_TOKENS
 
 Report = Callable[[int, int], None]  # (done, total)
 
@@ -99,15 +100,25 @@ class Subject:
                 trace = differentiate(trace, value, needs, keep_graph=keep)
         return dataclasses.replace(trace, y=value.detach(), inquiry=ModelInquiry(self, len(targets), tuple(targets)))
 
+    @property
+    def together(self) -> int:
+        """Images that a forward takes."""
+        return self._tokens(ACCELERATOR_TOKENS) // self._length
+
     def rows(self, kept: int | None = None) -> int:
         """Rows that a forward without gradients takes, where only so many patches are kept as tokens."""
-        patches = self.anatomy.grid[0] * self.anatomy.grid[1]
+        length = self._length if kept is None else max(1, self.anatomy.prefix + kept)
+        return self._tokens(ACCELERATOR_PROBE_TOKENS) // length
+
+    @property
+    def _length(self) -> int:
+        """Tokens of a whole picture."""
+        return self.anatomy.prefix + self.anatomy.grid[0] * self.anatomy.grid[1]
+
+    def _tokens(self, accelerator: int) -> int:
+        """Tokens that a forward takes."""
         device = next((p.device.type for p in self.model.parameters()), "cpu")
-        whole = PROBE_ROWS.get(device, ACCELERATOR_PROBE_ROWS)
-        # As many tokens as so many whole pictures have.
-        return (
-            whole * (self.anatomy.prefix + patches) // max(1, self.anatomy.prefix + (patches if kept is None else kept))
-        )
+        return max(CHUNK * self._length, 0 if device == "cpu" else accelerator)
 
     def respond(self, pixels: Tensor, keep: Tensor | None = None, of: Tensor | None = None) -> tuple[Any, Tensor]:
         """The model's output for R rows, in one forward, and their scores (R, classes).
@@ -155,7 +166,7 @@ class ModelInquiry:
 
     @property
     def room(self) -> int:
-        return max(1, CHUNK // self.images)
+        return max(1, self.subject.together // self.images)
 
     @property
     def black(self) -> tuple[float, ...]:

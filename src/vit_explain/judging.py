@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from .cases import Case
+from .errors import OptionError
 from .explainer import Explainer
-from .explanation import Explanation
+from .inquiry import finite
 from .randomised import Randomised
-from .registry import Method
+from .registry import OTHERS, Method
 from .removal import Pictures
+from .sharing import clock
+from .types import Attribution
 
 
 class Judge:
@@ -42,15 +45,19 @@ class Judge:
         *,
         labels: Tensor | None = None,
         truth: Tensor | None = None,
-    ) -> tuple[Case, Explanation]:
+    ) -> Case:
         """The method's maps of the pictures for these classes (B,), and what it said beside them."""
 
-        def explained(explainer: Explainer, pixels: Tensor, classes: Tensor) -> Explanation:
+        def explained(explainer: Explainer, pixels: Tensor, classes: Tensor) -> Attribution:
+            if method.family == OTHERS:
+                return Attribution(_checked(method, method.run(explainer.plain, pixels, classes), pixels, pictures))
             wanted = classes.tolist() if method.class_specific else None
-            return explainer.explain(pixels, method.name, wanted, **options)
+            found = explainer.explain(pixels, method.name, wanted, **options)
+            facts = {name: torch.from_numpy(values) for name, values in found.facts.items()}
+            return Attribution(torch.from_numpy(found.relevance).to(pixels.device), facts, found.warnings)
 
         def maps(explainer: Explainer, pixels: Tensor, classes: Tensor) -> Tensor:
-            return torch.from_numpy(explained(explainer, pixels, classes).relevance).to(pixels.device)
+            return explained(explainer, pixels, classes).map
 
         @functools.cache
         def rerandomised(share: float) -> Tensor:
@@ -58,21 +65,36 @@ class Judge:
             with randomised.last(share):
                 return maps(explainer, pictures.pixels, targets)
 
+        device = pictures.pixels.device
+        began = clock(device)
         found = explained(self.explainer, pictures.pixels, targets)
-        case = Case(
-            torch.from_numpy(found.relevance).to(pictures.pixels.device),
+        return Case(
+            found.map,
             targets,
             pictures,
             whole,
             labels,
             truth,
-            {name: torch.from_numpy(values) for name, values in found.facts.items()},
+            found.facts,
+            found.warnings or [[] for _ in targets],
+            clock(device) - began,
             functools.partial(maps, self.explainer),
             rerandomised,
         )
-        return case, found
 
     @functools.cached_property
     def _random(self) -> tuple[Randomised, Explainer]:
         randomised = Randomised(self.explainer.plain, self.seed)
         return randomised, Explainer(randomised.model, preprocessing=self.explainer.preprocessing)
+
+
+def _checked(method: Method, maps: Any, pixels: Tensor, pictures: Pictures) -> Tensor:
+    """Maps that another's code made; an error where they are not a number a patch or a pixel."""
+    sizes = pictures.anatomy.grid, tuple(pixels.shape[2:])
+    if not isinstance(maps, Tensor) or len(maps) != len(pixels) or tuple(maps.shape[1:]) not in sizes:
+        found = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+        wanted = " or ".join(str((len(pixels), *size)) for size in sizes)
+        raise OptionError(f"{method.name} returned {found}, not a tensor of {wanted}")
+    if not finite(maps):
+        raise OptionError(f"{method.name} returned numbers that are not finite")
+    return maps.detach().float().to(pixels.device)

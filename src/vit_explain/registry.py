@@ -82,7 +82,9 @@ FAMILIES = (
     "perturbation",
     "looking inside",
     "baselines",
+    "others",
 )
+OTHERS = FAMILIES[-1]  # maps that a caller makes, of which nothing but numbers is known here
 # What a look may have to keep for a method.
 NEEDS = {
     "attention": "attention of every block",
@@ -166,6 +168,46 @@ def method(
         return function
 
     return register
+
+
+def other_method(
+    name: str,
+    maps: Callable[[Any, Any, Any], Any],
+    *,
+    signed: bool = False,
+    class_specific: bool = True,
+    forwards: int = 0,
+    backwards: int = 0,
+) -> Method:
+    """A method of your own, or of another package, for ``evaluate(..., others=[...])`` beside the registered ones.
+
+    ``maps``: called as ``maps(model, pixels, classes)`` with the ``torch.nn.Module``, preprocessed pixels (B, C, H, W)
+    and class numbers (B,), on the model's device; it returns relevance (B, h, w), a number a patch or a pixel, larger
+    for what matters more. It is also called with a copy of the model that has random weights, so it must keep nothing
+    of a model from call to call. ``signed``: whether numbers below zero speak against the class. ``forwards``,
+    ``backwards``: what an image takes, for the table.
+    """
+    return Method(
+        name=name,
+        run=maps,
+        summary=(inspect.getdoc(maps) or name).splitlines()[0],
+        paper="",
+        family=OTHERS,
+        means="",
+        does_not_mean="",
+        forwards=forwards,
+        backwards=backwards,
+        class_specific=class_specific,
+        hardly_class_specific="",
+        signed=signed,
+        needs=frozenset(),
+        options={},
+        read_rows_suffice=lambda **_: False,
+        within=None,
+        needs_also=lambda **_: (),
+        beyond_passes="",
+        any_layout=True,
+    )
 
 
 def choose_method(name: str | None, target: Any) -> str:

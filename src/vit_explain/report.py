@@ -18,7 +18,6 @@ from .image import denormalise, prepare
 from .metric_registry import FAMILIES, METRICS
 from .photos import load_image
 from .records import Record
-from .registry import METHODS
 from .results import Evaluation, Score
 
 NOISE = "random"  # the baseline whose curve is drawn beside the best
@@ -75,8 +74,8 @@ def page(found: Evaluation) -> str:
     )
 
 
-def _is_baseline(name: str) -> bool:
-    return METHODS[name].family == "baselines"
+def _is_baseline(found: Evaluation, name: str) -> bool:
+    return found.methods[name].family == "baselines"
 
 
 def _text(value: object) -> str:
@@ -95,8 +94,13 @@ def _table(found: Evaluation) -> str:
     rows = []
     for name in found.order:
         cells = "".join(_cell(scores.get(name)) for scores in found.scores.values())
-        style = ' class="base"' if _is_baseline(name) else ""
-        about = (_text(name), f"{found.standing.get(name, 0):.2f}", passes(METHODS[name]), f"{found.seconds[name]:.3f}")
+        style = ' class="base"' if _is_baseline(found, name) else ""
+        about = (
+            _text(name),
+            f"{found.standing.get(name, 0):.2f}",
+            passes(found.methods[name]),
+            f"{found.seconds[name]:.3f}",
+        )
         rows.append(f"<tr{style}>{''.join(f'<td>{text}</td>' for text in about)}{cells}</tr>")
     return (
         '<div class="wide"><table><tr><th>method</th><th>standing</th><th>passes</th><th>seconds<br><small>an image'
@@ -124,12 +128,13 @@ def _plots(found: Evaluation) -> Iterator[str]:
             yield f"<p>{_text(about.summary)} {_text(about.means)}"
             yield f"<span class=soft>{_text(about.does_not_mean)}</span></p>"
             yield '<div class="plots">'
-            yield plots.intervals(scores, list(filter(_is_baseline, scores)), "mean and 95 % interval")
+            baselines = [name for name in scores if _is_baseline(found, name)]
+            yield plots.intervals(scores, baselines, "mean and 95 % interval")
             drawn = {name: found.curves(metric, name) for name in found.methods}
             drawn = {name: values for name, values in drawn.items() if values.size}
             if drawn:
                 best = sorted(drawn, key=lambda name: scores[name].rank)
-                coloured = [name for name in best if not _is_baseline(name)][: plots.SHOWN - 1]
+                coloured = [name for name in best if not _is_baseline(found, name)][: plots.SHOWN - 1]
                 coloured += [NOISE] if NOISE in drawn else []
                 yield plots.curves(drawn, coloured, "mean curve and 95 % band", about.along)
             yield "</div>"
@@ -184,7 +189,7 @@ def _figure(found: Evaluation, record: Record, picture: np.ndarray, said: str, r
     heat = Image.fromarray(np.asarray(record.map, dtype=np.float32) / 255)
     large = np.asarray(heat.resize((picture.shape[1], picture.shape[0]), Image.Resampling.BILINEAR))
     file = io.BytesIO()
-    Image.fromarray(render.overlay(picture, large, METHODS[record.method].signed)).save(file, "JPEG", quality=85)
+    Image.fromarray(render.overlay(picture, large, found.methods[record.method].signed)).save(file, "JPEG", quality=85)
     data = base64.b64encode(file.getvalue()).decode("ascii")
     label = found.labels[record.target] if found.labels else f"class {record.target}"
     numbers = ", ".join(f"{metric} {record.numbers[metric][0]:.2f}" for metric in ruling)

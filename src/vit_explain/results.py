@@ -17,7 +17,7 @@ from .errors import OptionError
 from .image import Preprocessing
 from .metric_registry import METRICS
 from .records import Record
-from .registry import METHODS
+from .registry import Method
 
 if TYPE_CHECKING:
     import pandas
@@ -45,7 +45,7 @@ class Evaluation:
     """The records of methods and metrics on images. ``refused``: why other methods could not explain the model."""
 
     records: Sequence[Record]
-    methods: Sequence[str]
+    methods: Mapping[str, Method]
     metrics: Sequence[str]
     settings: Mapping[str, Any]
     refused: Mapping[str, str]
@@ -169,8 +169,8 @@ class Evaluation:
                 "high": score.high,
                 "rank": score.rank,
                 "images": score.images,
-                "forwards": METHODS[method].forwards,
-                "backwards": METHODS[method].backwards,
+                "forwards": self.methods[method].forwards,
+                "backwards": self.methods[method].backwards,
                 "seconds": self.seconds[method],
             }
             for metric, scores in self.scores.items()

@@ -98,7 +98,7 @@ def verify(
         if whole.shape[1] < 2:
             raise OptionError("verifying needs a model that tells at least two classes apart")
         target = whole.argmax(1).cpu() if number is None else torch.tensor([number])
-        case, _ = judge.case(method, explanation.options, pictures, whole, target)
+        case = judge.case(method, explanation.options, pictures, whole, target)
         even = bool(case.maps.amax() == case.maps.amin())
         findings = [EVEN] if even else [test(judge, case, explanation.method) for test in TESTS]
         verdicts.append(Verdict(findings).document())
@@ -172,7 +172,7 @@ def agreement(judge: Judge, case: Case, method: str) -> Finding:
         if len(heard) == OPINIONS or METHODS[name].family == METHODS[method].family:
             continue
         try:
-            other, _ = judge.case(METHODS[name], METHODS[name].settings({}), case.pictures, case.whole, case.targets)
+            other = judge.case(METHODS[name], METHODS[name].settings({}), case.pictures, case.whole, case.targets)
         except (CaptureError, ModelError):
             continue  # the next one may know this model
         value = float(rank_correlation(case.at("patch"), other.at("patch")))

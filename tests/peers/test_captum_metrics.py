@@ -29,7 +29,7 @@ def judge() -> Judge:
 def case_of(judge: Judge, method: str) -> Any:
     pictures = judge.pictures(photo()[:1])
     settings = find(method).settings({})
-    return judge.case(find(method), settings, pictures, judge.whole(pictures), torch.tensor([CLASS]))[0]
+    return judge.case(find(method), settings, pictures, judge.whole(pictures), torch.tensor([CLASS]))
 
 
 @pytest.mark.parametrize("method", ("gae", "input_x_gradient"))

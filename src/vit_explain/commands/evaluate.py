@@ -119,14 +119,13 @@ def describe(console: Console, found: Evaluation, files: Sequence[Path]) -> None
     """The methods in the order of their standing, and where everything is."""
     from ..catalogue import passes
     from ..metric_registry import METRICS
-    from ..registry import METHODS
 
     width = max(len("method"), *map(len, found.methods))
     console.print(f"\n{len(found.methods)} methods, {found.images} images, {len(found.scores)} metrics\n")
     console.print(f"  {'method':{width}}  standing  {'passes':<9}  seconds  best in")
     for name in found.order:
         first = [metric for metric, scores in found.scores.items() if name in scores and scores[name].rank == 1]
-        cost = passes(METHODS[name])
+        cost = passes(found.methods[name])
         console.print(
             f"  {name:{width}}  {found.standing.get(name, 0):8.2f}  {cost:<9}  {found.seconds.get(name, 0):7.3f}  "
             f"{', '.join(first)}"
