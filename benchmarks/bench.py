@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Callable
 
 import torch
+from accelerator import accelerator
 from classes import classes
 from evaluation import evaluation
 from flow import flow
@@ -31,6 +32,7 @@ PARTS: dict[str, Callable[[int], Table | str]] = {
     "evaluation": evaluation,
     "flow": flow,
     "memory": memory,
+    "accelerator": accelerator,
     "peers": peers,
 }
 
