@@ -54,8 +54,8 @@ def as_torchvision(model: Any) -> nn.Module:
     from torchvision.models import VisionTransformer as Torchvision
 
     made = Torchvision(
-        image_size=SIDE,
-        patch_size=PATCH,
+        image_size=model.patch_embed.img_size[0],
+        patch_size=model.patch_embed.patch_size[0],
         num_layers=len(model.blocks),
         num_heads=model.blocks[0].attn.num_heads,
         hidden_dim=model.embed_dim,
