@@ -251,9 +251,7 @@ def test_others_are_judged_beside_the_methods(folder, explainer, tmp_path):
         return Explainer(model, preprocessing=HOW).attribute(pixels, classes.tolist(), "gae")
 
     other = other_method("my own", gae, forwards=1, backwards=1)
-    found = run(
-        folder, explainer, tmp_path, methods="gae", metrics="all", others=[other], images=3, metric_options=FEW
-    )
+    found = run(folder, explainer, tmp_path, methods="gae", metrics="all", others=[other], images=3, metric_options=FEW)
     assert found.methods["my own"] is other and len(found.of("my own")) >= 3
     for metric, scores in found.scores.items():
         if metric != "completeness_gap":
@@ -283,15 +281,15 @@ def test_stopped_anywhere_it_goes_on(folder, explainer, tmp_path, monkeypatch):
 
     def stop_after(times: int) -> Any:
         calls = []
-        explain = Explainer.explain
+        result = Explainer.result
 
         def counted(self: Explainer, *args: Any, **options: Any) -> Any:
             calls.append(args)
             if len(calls) > times:
                 raise StoppedError
-            return explain(self, *args, **options)
+            return result(self, *args, **options)
 
-        monkeypatch.setattr(Explainer, "explain", counted)
+        monkeypatch.setattr(Explainer, "result", counted)
         return calls
 
     for times in (3, 2):

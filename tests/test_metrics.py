@@ -23,6 +23,7 @@ from vit_explain.metric_registry import METRICS, Measured, choose_metrics
 from vit_explain.randomised import Randomised
 from vit_explain.registry import find
 from vit_explain.removal import Part, ranked, steps
+from vit_explain.seeds import own_generator
 
 PATCHES = GRID[0] * GRID[1]
 TARGET = 2
@@ -437,11 +438,11 @@ def test_a_random_map_does_not():
 
 def test_equal_numbers_have_an_order_of_chance(pictures):
     flat = torch.zeros(3, PATCHES)
-    ranks = ranked(flat, pictures, seed=0)
+    ranks = ranked(flat, [own_generator(one, 0) for one in pictures])
     assert all(sorted(row.tolist()) == list(range(PATCHES)) for row in ranks)
     assert not torch.equal(ranks[0], ranks[1])
-    assert torch.equal(ranks[2:], ranked(flat[2:], pictures[2:], seed=0))
-    assert not torch.equal(ranks, ranked(flat, pictures, seed=1))
+    assert torch.equal(ranks[2:], ranked(flat[2:], [own_generator(one, 0) for one in pictures[2:]]))
+    assert not torch.equal(ranks, ranked(flat, [own_generator(one, 1) for one in pictures]))
 
 
 def test_each_answer_is_asked_for_once(model, pictures, maps):

@@ -91,7 +91,7 @@ class Case:
     def ranks(self, level: Level) -> Tensor:
         """(B, n), 0 for the most relevant patch or pixel, see ``removal.ranked``."""
         if level not in self._ranks:
-            self._ranks[level] = ranked(self.at(level), self.pictures.pixels, self.pictures.seed)
+            self._ranks[level] = ranked(self.at(level), self.pictures.generators())
         return self._ranks[level]
 
     def number(self, level: Level) -> int:

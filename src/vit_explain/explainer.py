@@ -166,11 +166,23 @@ class Explainer:
 
         Rows are images, or with K targets an image, the K rows of the first image, then those of the second.
         """
-        asked = self._asked(method, target, options, progress)
-        results, _ = self._run(checked_pixels(inputs), [asked], target)
-        maps = results[asked.name].maps
+        maps = self.result(inputs, target, method, progress=progress, **options).maps
         # A tensor made in inference mode could not be part of a caller's own graph.
         return (maps.clone() if maps.is_inference() else maps).to(inputs.device)
+
+    def result(
+        self,
+        inputs: Tensor,
+        target: Any = None,
+        method: str | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> Result:
+        """What ``attribute`` returns, with all that the method says beside it."""
+        asked = self._asked(method, target, options, progress)
+        results, _ = self._run(checked_pixels(inputs), [asked], target)
+        return results[asked.name]
 
     def calls(self, inputs: Tensor) -> tuple[Anatomy, list[Layer]]:
         """What the family says of preprocessed (B, C, H, W) pixels, and the attention calls that one look sees.

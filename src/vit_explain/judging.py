@@ -52,9 +52,8 @@ class Judge:
             if method.family == OTHERS:
                 return Attribution(_checked(method, method.run(explainer.plain, pixels, classes), pixels, pictures))
             wanted = classes.tolist() if method.class_specific else None
-            found = explainer.explain(pixels, method.name, wanted, **options)
-            facts = {name: torch.from_numpy(values) for name, values in found.facts.items()}
-            return Attribution(torch.from_numpy(found.relevance).to(pixels.device), facts, found.warnings)
+            found = explainer.result(pixels, wanted, method.name, **options)
+            return Attribution(found.maps.to(pixels.device), found.facts, found.warnings)
 
         def maps(explainer: Explainer, pixels: Tensor, classes: Tensor) -> Tensor:
             return explained(explainer, pixels, classes).map

@@ -7,6 +7,7 @@ first, read backwards. So each answer is asked for once, however many metrics re
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from .inquiry import Subject
 from .perturb import Fill, at_pixels, backdrop
-from .seeds import own_generator
+from .seeds import own_seed
 from .types import Anatomy
 
 Level = Literal["patch", "pixel"]
@@ -53,6 +54,14 @@ class Pictures:
     @property
     def anatomy(self) -> Anatomy:
         return self.subject.anatomy
+
+    def generators(self) -> list[torch.Generator]:
+        """One an image, whose numbers are the image's own; they begin anew at each call."""
+        return [torch.Generator().manual_seed(number) for number in self._seeds]
+
+    @functools.cached_property
+    def _seeds(self) -> list[int]:
+        return [own_seed(image, self.seed) for image in self.pixels]
 
     def filling(self, fill: Filling) -> Filling:
         """How parts are really removed: "auto" drops patches as tokens where the model has an answer without any."""
@@ -116,10 +125,7 @@ class Pictures:
         if key not in self._drawn:
             number = self.anatomy.grid[0] * self.anatomy.grid[1]
             size = min(max(1, round(share * number)), number - 1)
-            drawn = [
-                torch.rand(samples, number, generator=own_generator(image, self.seed)).argsort(1) < size
-                for image in self.pixels
-            ]
+            drawn = [torch.rand(samples, number, generator=own).argsort(1) < size for own in self.generators()]
             removed = torch.stack(drawn)
             self._drawn[key] = removed, self.without(removed, fill)
         return self._drawn[key]
@@ -138,20 +144,19 @@ class Pictures:
         if fill != "noise":
             return backdrop(self.anatomy, self.subject.black, picture, fill).expand_as(picture)[0]
         mean, deviation = picture.mean((2, 3), keepdim=True), picture.std((2, 3), keepdim=True)
-        noise = torch.randn(picture.shape, generator=own_generator(picture[0], self.seed)).to(picture)
+        noise = torch.randn(picture.shape, generator=self.generators()[image]).to(picture)
         return (mean + deviation * noise)[0]
 
 
-def ranked(maps: Tensor, pixels: Tensor, seed: int) -> Tensor:
+def ranked(maps: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """(B, n) the rank of each number of maps (B, n) in its image, 0 for the largest.
 
     Equal numbers come in an order of chance that is the image's own: any other order would be a place on the picture.
     """
-    ranks = torch.empty(maps.shape, dtype=torch.long)
-    for own, values, image in zip(ranks, maps.cpu(), pixels, strict=True):
-        shuffled = torch.randperm(len(values), generator=own_generator(image, seed))
-        own[shuffled[values[shuffled].argsort(descending=True, stable=True)]] = torch.arange(len(values))
-    return ranks
+    values, number = maps.cpu(), maps.shape[1]
+    shuffled = torch.stack([torch.randperm(number, generator=own) for own in generators])
+    order = shuffled.gather(1, values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
+    return torch.empty_like(order).scatter_(1, order, torch.arange(number).expand_as(order))
 
 
 def at_level(maps: Tensor, anatomy: Anatomy, level: Level) -> Tensor:

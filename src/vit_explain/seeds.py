@@ -9,11 +9,16 @@ import torch
 from torch import Tensor
 
 
-def own_generator(image: Tensor, seed: int) -> torch.Generator:
-    """A generator whose numbers depend on the image's pixels (C, H, W) and on the seed alone."""
+def own_seed(image: Tensor, seed: int) -> int:
+    """A number that depends on the image's pixels (C, H, W) and on the seed alone."""
     pixels = image.detach().float().cpu().contiguous().numpy()
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=8, salt=f"{seed:x}".encode()[-16:]).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return int.from_bytes(digest, "little") >> 1
+
+
+def own_generator(image: Tensor, seed: int) -> torch.Generator:
+    """A generator of the image's own, see ``own_seed``."""
+    return torch.Generator().manual_seed(own_seed(image, seed))
 
 
 def uniform_noise(images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

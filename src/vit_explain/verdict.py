@@ -23,7 +23,7 @@ from .metrics.deletion import deletion
 from .metrics.insertion import insertion
 from .metrics.model_randomisation import model_randomisation
 from .registry import METHODS, find
-from .seeds import own_generator, uniform_noise
+from .seeds import uniform_noise
 
 CHANCE = 8  # random maps, each of which a map must beat
 NOISES, RADIUS = 3, 0.05  # draws of uniform noise, in standard deviations of the model's input
@@ -108,7 +108,7 @@ def verify(
 def against_chance(judge: Judge, case: Case, method: str) -> Finding:
     """Insertion less deletion, beside the best of some random maps."""
     grid = case.pictures.anatomy.grid
-    generator = own_generator(case.pictures.pixels[0], judge.seed)
+    (generator,) = case.pictures.generators()
     maps = [torch.rand(1, *grid, generator=generator) for _ in range(CHANCE)]
     random = [Case(one, case.targets, case.pictures, case.whole) for one in maps]
     left, shown = (float(metric(case).values) for metric in (deletion, insertion))
@@ -128,11 +128,10 @@ def against_chance(judge: Judge, case: Case, method: str) -> Finding:
 def stability(judge: Judge, case: Case, method: str) -> Finding:
     """Rank correlation with maps of the picture under noise that nobody would see."""
     assert case.explain is not None
-    pixels = case.pictures.pixels
-    generator = own_generator(pixels[0], judge.seed)
+    pixels, generators = case.pictures.pixels, case.pictures.generators()
     found = []
     for _ in range(NOISES):
-        moved = case.explain(pixels + RADIUS * uniform_noise(pixels, [generator]), case.targets)
+        moved = case.explain(pixels + RADIUS * uniform_noise(pixels, generators), case.targets)
         found.append(float(rank_correlation(case.maps, moved)))
     value = min(found)
     word = "Stable" if value >= ALIKE else "Unstable" if value < APART else "Not very stable"

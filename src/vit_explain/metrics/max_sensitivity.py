@@ -10,7 +10,7 @@ from torch import Tensor
 from ..cases import Case
 from ..metric_registry import metric
 from ..options import Range
-from ..seeds import own_generator, uniform_noise
+from ..seeds import uniform_noise
 
 
 @metric(
@@ -35,7 +35,7 @@ def max_sensitivity(
     """
     assert case.explain is not None
     pixels = case.pictures.pixels
-    generators = [own_generator(image, case.pictures.seed) for image in pixels]
+    generators = case.pictures.generators()
     largest = torch.zeros(len(pixels), device=case.maps.device)
     for _ in range(samples):
         moved = case.explain(pixels + radius * uniform_noise(pixels, generators), case.targets)
