@@ -8,7 +8,9 @@ together, and writes docs/leaderboard.md, its numbers beside it, and what ``--me
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
+import platform
 import shutil
 import time
 from collections.abc import Sequence
@@ -16,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from outside import others
 
-from vit_explain import Explainer
+from vit_explain import Explainer, __version__
 from vit_explain.datasets import chosen, read_dataset
 from vit_explain.evaluate import evaluate
 from vit_explain.metric_registry import METRICS, choose_metrics
@@ -124,9 +127,31 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--publish", action="store_true", help="write the page from what is in --out")
     given = parser.parse_args()
+    file = given.out / "about.json"
+    if given.publish:
+        from leaderboard_page import gathered, publish
+
+        folders = sorted(given.out.glob("part-*"))
+        for written in publish(gathered(folders, given.photos), json.loads(file.read_text(encoding="utf-8"))):
+            print(written)
+        return
     folders = prepare(given.photos, given.out, given.images, given.processes)
+    file.write_text(json.dumps(about(given)), encoding="utf-8")
     run(folders, given.device, stages())
+
+
+def about(given: argparse.Namespace) -> dict[str, Any]:
+    """What the page says of the run."""
+    cuda = given.device.startswith("cuda")
+    return {
+        "command": "python benchmarks/held_out.py --data imagenette-train.tar --half report --out photos\n"
+        f"python benchmarks/leaderboard.py photos --out numbers --device {given.device} "
+        f"--processes {given.processes} --images {given.images}",
+        "device": f"{torch.cuda.get_device_name()}, float32 with TF32 products" if cuda else platform.processor(),
+        "versions": {"vit_explain": __version__, "torch": torch.__version__, "timm": timm.__version__},
+    }
 
 
 if __name__ == "__main__":

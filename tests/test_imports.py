@@ -53,7 +53,7 @@ LEVELS = [
     {"cases", "datasets", "mosaics"},
     {"curves", "localisation", "randomised"},
     {"catalogue", "inputs", "labels", "methods", "metrics", "models", "render", "sharing", "store"},
-    {"charts", "explanation", "loading", "metric_catalogue"},
+    {"charts", "explanation", "leaderboard", "loading", "metric_catalogue"},
     {"comparison"},
     {"explainer"},
     {"inspection", "judging", "original", "plots", "records", "runs"},

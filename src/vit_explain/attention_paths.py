@@ -126,10 +126,9 @@ def start_of(trace: Trace, method: str, start_layer: int | None, default: int) -
     """The block a product begins at, checked; ``default`` where none was given."""
     if start_layer is None:
         return default
-    if not 0 <= start_layer < len(trace.layers):
-        raise OptionError(
-            f"{method}: start_layer {start_layer} does not exist; the model has blocks 0 to {len(trace.layers) - 1}"
-        )
+    last = len(trace.anatomy.blocks if trace.anatomy.plan is None else trace.layers) - 1
+    if not 0 <= start_layer <= last:
+        raise OptionError(f"{method}: start_layer {start_layer} does not exist; the model has blocks 0 to {last}")
     return start_layer
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import metrics as _registers_them  # noqa: F401
 from .datasets import Item, chosen, read_dataset
 from .errors import CaptureError, ImageError, ModelError, OptionError
-from .explainer import Explainer
+from .explainer import RGB, Explainer
 from .image import Geometry
 from .inputs import read
 from .judging import Judge
@@ -31,7 +31,6 @@ from .results import Evaluation
 BASELINES = ("random", "centred_gaussian")  # always in the table: some metrics cannot tell methods from them
 CONFIDENT = 0.5  # the least probability of the class of a picture that becomes part of a mosaic
 SHADES = 255
-RGB = 3
 MOSAIC = "mosaic "  # how names of pictures put together begin
 
 Explained = Literal["predicted", "label"]  # the class that the model finds likeliest, or the true one

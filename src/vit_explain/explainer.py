@@ -23,13 +23,16 @@ from .family import family_of, unwrap
 from .image import Preprocessing
 from .inputs import Inputs, checked_pixels, read
 from .inquiry import Subject, Tally
+from .leaderboard import best
 from .loading import DEFAULT_MODEL, load_model
 from .photos import DEFAULT_MAX_PIXELS
 from .prompts import Prompted
-from .registry import METHODS, Method, choose_method, choose_methods, find
+from .registry import BEST, LEADING, METHODS, Method, choose_method, choose_methods, find
 from .sharing import DIFFERENTIATED, Asked, Result, SharedLook, all_needs, groups
 from .targets import Target, resolve, spread
 from .types import Anatomy, Layer
+
+RGB = 3
 
 
 class Explainer:
@@ -88,11 +91,12 @@ class Explainer:
 
         ``images``: a path, PIL image or uint8 array (H, W, 3), a list of these, or an already preprocessed float
         tensor (C, H, W) or (B, C, H, W). ``method``: by default attention rollout without a target, and gradient
-        rollout with one. ``target``: see ``targets.spread``; class-specific methods explain "top1" without one.
-        ``progress``: called as ``progress(done, total)`` by methods that take many forwards; what it raises ends them.
+        rollout with one; "best" and "best_slow": see ``best``. ``target``: see ``targets.spread``; class-specific
+        methods explain "top1" without one. ``progress``: called as ``progress(done, total)`` by methods that take many
+        forwards; what it raises ends them.
         """
         began = time.perf_counter()
-        asked = self._asked(method, target, options, progress)
+        asked = self._asked(method, target, options, progress, images)
         prepared = read(images, self.preprocessing, max_pixels)
         results, _ = self._run(prepared.pixels, [asked], target)
         return self._explanation(asked, results[asked.name], prepared, time.perf_counter() - began)
@@ -180,7 +184,7 @@ class Explainer:
         **options: Any,
     ) -> Result:
         """What ``attribute`` returns, with all that the method says beside it."""
-        asked = self._asked(method, target, options, progress)
+        asked = self._asked(method, target, options, progress, inputs)
         results, _ = self._run(checked_pixels(inputs), [asked], target)
         return results[asked.name]
 
@@ -196,10 +200,25 @@ class Explainer:
         trace, _ = subject.look(pixels, frozenset({"attention"}))
         return subject.anatomy, trace.layers if trace.pool is None else [*trace.layers, trace.pool]
 
+    def best(self, name: str = BEST, target: Any = None, inputs: Any = None) -> Method:
+        """The method at the head of the leaderboard, of those that can explain this model.
+
+        ``name``: "best", among methods of one forward and at most one backward; "best_slow", among all. ``inputs``: the
+        preprocessed tensor, where that is to be explained and no photo.
+        """
+        pixels = inputs if isinstance(inputs, Tensor) else torch.zeros(1, RGB, *self.preprocessing.size)
+        anatomy = self.subject(checked_pixels(pixels)[:1])[0].anatomy
+        return best(name, anatomy, classes=target is not None or self.family.classes(self.plain) > 0)
+
     def _asked(
-        self, method: str | None, target: Any, options: dict[str, Any], progress: Callable[[int, int], None] | None
+        self,
+        method: str | None,
+        target: Any,
+        options: dict[str, Any],
+        progress: Callable[[int, int], None] | None,
+        inputs: Any,
     ) -> Asked:
-        chosen = find(choose_method(method, target))
+        chosen = self.best(method, target, inputs) if method in LEADING else find(choose_method(method, target))
         if target is not None and not chosen.class_specific:
             raise TargetError(
                 f"{chosen.name} does not depend on a class: leave the target out or choose another method"

@@ -210,6 +210,11 @@ def other_method(
     )
 
 
+# Names for the head of the leaderboard, and among what methods; see ``leaderboard``.
+BEST, BEST_SLOW = "best", "best_slow"
+LEADING = {BEST: "of one forward and at most one backward", BEST_SLOW: "of any number of passes"}
+
+
 def choose_method(name: str | None, target: Any) -> str:
     """As the original project has it: no class means attention rollout, a class means gradient rollout."""
     return name or ("rollout" if target is None else "gradient_rollout")

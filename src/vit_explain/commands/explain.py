@@ -10,7 +10,7 @@ import typer
 
 from ..arguments import BUNDLED, ORIGINAL_DEFAULT, open_explainer, read_pairs, read_prompts, read_settings
 from ..errors import ImageError
-from ..registry import choose_method, find
+from ..registry import LEADING, choose_method, find
 from ..terminal import complain, print_json, progress, screen
 
 if TYPE_CHECKING:
@@ -74,7 +74,15 @@ def explain(
     model: Model = BUNDLED,
     checkpoint: Checkpoint = None,
     labels: Labels = None,
-    method: MethodName = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="One of `vit-explain methods`; by default rollout, and gradient_rollout where a --target is given. "
+            "'best' is the head of the leaderboard among methods of one forward and at most one backward, 'best_slow' "
+            "among all.",
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(metavar="CLASS", help="Class to explain: a number, a label, 'top1' or 'top3'. Repeatable."),
@@ -102,16 +110,24 @@ def explain(
     texts = given(head_fusion=head_fusion, discard_ratio=discard_ratio, layer=layer, head=head)
     texts |= read_pairs(option or [])
     prompts, wanted = read_prompts(text or [], target or [], against)
-    method = choose_method(method, wanted)
-    settings = read_settings(method, texts) | given(max_pixels=max_pixels)
-    if prompts and not target and not find(method).class_specific:
-        wanted = None
+    name = method if method in LEADING else choose_method(method, wanted)
+    settings = {} if name in LEADING else read_settings(name, texts)  # what cannot be is said before a model is loaded
     console = screen()
     if not as_json:
         announce(console, model, checkpoint)
     explainer = open_explainer(model, checkpoint, labels, device, prompts)
     if not as_json:
         introduce(console, explainer)
+    if name in LEADING:
+        from ..leaderboard import said
+
+        found = explainer.best(name, wanted)
+        if not as_json:
+            console.print(f"Method: {said(name, found)}.")
+        name, settings = found.name, read_settings(found.name, texts)
+    if prompts and not target and not find(name).class_specific:
+        wanted = None
+    settings |= given(max_pixels=max_pixels)
 
     done: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
@@ -119,7 +135,7 @@ def explain(
         for image, folder in zip(images, folders(images, Path(out)), strict=True):
             try:
                 explanation = explainer.explain(
-                    image, method=method, target=wanted, progress=bars.watch(method), **settings
+                    image, method=name, target=wanted, progress=bars.watch(name), **settings
                 )
                 if verify:
                     explanation = verified(explainer, explanation)

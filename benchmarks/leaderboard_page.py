@@ -1,0 +1,206 @@
+"""docs/leaderboard.md, the numbers behind it, and what ``--method best`` reads, from the parts of a run."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from outside import BESIDE, others
+
+from vit_explain import Explainer
+from vit_explain.catalogue import passes
+from vit_explain.datasets import chosen, read_dataset
+from vit_explain.metric_registry import FAMILIES, METRICS, choose_metrics
+from vit_explain.records import NUMBERS, SETTINGS, Record
+from vit_explain.registry import choose_methods
+from vit_explain.results import INTERVAL, RESAMPLES, Evaluation
+
+ROOT = Path(__file__).parents[1]
+PAGE, TABLE = ROOT / "docs" / "leaderboard.md", ROOT / "docs" / "leaderboard.csv.gz"
+ASSET = ROOT / "src" / "vit_explain" / "assets" / "leaderboard.json"
+OWN, BEFORE = "depth_lrp", "attn_lrp"  # the method of this package's own, and the one it is made of
+
+
+def gathered(folders: Sequence[Path], photos: Path) -> Evaluation:
+    """All parts of a run as one evaluation."""
+    explainer = Explainer()
+    found: dict[tuple[str, str], Record] = {}
+    settings: dict[str, Any] = {}
+    for folder in folders:
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        for line in (folder / NUMBERS).read_text(encoding="utf-8").splitlines():
+            record = Record(**json.loads(line))
+            known = found.setdefault((record.image, record.method), record)
+            known.numbers |= record.numbers
+    items = chosen(read_dataset(photos, explainer.labels, len(explainer.labels or [])), None, 0)
+    scored = {method for _, method in found}
+    return Evaluation(
+        list(found.values()),
+        {one.name: one for one in (*choose_methods(["all"]), *others()) if one.name in scored},
+        [one.name for one in choose_metrics(list(settings["metrics"]))],
+        settings,
+        {},
+        {item.name: item.source for item in items},
+        explainer.preprocessing,
+        explainer.labels,
+    )
+
+
+def publish(found: Evaluation, about: dict[str, Any]) -> list[Path]:
+    """Write all three; ``about``: command, device, versions, seconds."""
+    ours = [name for name in found.order if name not in BESIDE and found.methods[name].family != "baselines"]
+    board = {
+        "order": ours,
+        "standing": {name: round(found.standing[name], 4) for name in ours},
+        "model": found.settings["model"],
+        "images": found.images,
+        "seed": found.settings["seed"],
+        "versions": about["versions"],
+    }
+    ASSET.write_text(json.dumps(board, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text("\n".join(page(found, about)) + "\n", encoding="utf-8")
+    TABLE.write_bytes(gzip.compress(numbers(found), mtime=0))
+    return [PAGE, TABLE, ASSET]
+
+
+def numbers(found: Evaluation) -> bytes:
+    """A row an image and method, a column a metric; ratios of sums have their sums with a colon between them."""
+    file = io.StringIO()
+    metrics = list(found.scores)
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(["image", "method", "target", "probability", *metrics])
+    for one in sorted(found.records, key=lambda record: (record.image, record.method)):
+        cells = [":".join(f"{v:.4g}" for v in one.numbers.get(metric, []) if v is not None) for metric in metrics]
+        table.writerow([one.image, one.method, one.target, f"{one.probability:.4g}", *cells])
+    return file.getvalue().encode("utf-8")
+
+
+def page(found: Evaluation, about: dict[str, Any]) -> Iterator[str]:
+    """The page in Markdown, a paragraph or a table at a time."""
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    yield "# Leaderboard\n"
+    yield (
+        f"{len(found.methods)} methods on {found.images} photos that the bundled model was not trained on "
+        f"({len(found.labels or [])} classes of Imagenette), the class that it finds likeliest explained, every method "
+        "with its default options, patches removed as tokens. It says which maps can be trusted *of this model*; "
+        "`vit-explain evaluate` makes the same table of yours.\n"
+    )
+    yield "```\n" + about["command"] + "\n```\n"
+    yield f"Seed {found.settings['seed']}; {versions}; {about['device']}. Intervals: 95 %, bootstrap of "
+    yield (
+        f"{RESAMPLES} draws over images. Options of metrics that are not the defaults: {_options(found)}. "
+        "Methods of many passes have further maps and mosaics on a quarter of the photos. Every number of every photo: "
+        "`leaderboard.csv.gz` beside this page.\n"
+    )
+    yield "## Standing\n"
+    yield (
+        "The mean place among the methods, from 0 (last) to 1 (first), in each family of metrics; a family's metrics "
+        "count alike, and so do the families, complexity left out. Places say nothing of distances: look at the "
+        "numbers below. `--method best` takes the first of one forward and at most one backward, `best_slow` the first "
+        "of all.\n"
+    )
+    yield from standing(found)
+    for family in FAMILIES:
+        metrics = [metric for metric in found.scores if METRICS[metric].family == family]
+        if metrics:
+            yield f"\n## {family.capitalize()}\n"
+            yield "Mean ± half of the interval's width, and place.\n"
+            yield from family_table(found, metrics)
+    yield "\n## Other packages beside ours\n"
+    yield from beside(found)
+    yield f"\n## Our own: {OWN}\n"
+    yield from own(found)
+
+
+def _options(found: Evaluation) -> str:
+    said = []
+    for metric, options in found.settings["metrics"].items():
+        usual = METRICS[metric].settings({})
+        said += [f"`{metric}.{key}={value}`" for key, value in options.items() if usual[key] != value]
+    return ", ".join(said)
+
+
+def standing(found: Evaluation) -> Iterator[str]:
+    yield "| | method | standing | passes | seconds an image | first in |\n|---|---|---|---|---|---|"
+    for place, name in enumerate(found.order, 1):
+        first = [metric for metric, scores in found.scores.items() if name in scores and scores[name].rank == 1]
+        yield (
+            f"| {place} | {_name(found, name)} | {found.standing[name]:.2f} | {passes(found.methods[name])} | "
+            f"{found.seconds[name]:.4f} | {', '.join(first)} |"
+        )
+
+
+def _name(found: Evaluation, name: str) -> str:
+    return f"*{name}*" if found.methods[name].family in ("baselines", "others") else f"`{name}`"
+
+
+def family_table(found: Evaluation, metrics: Sequence[str]) -> Iterator[str]:
+    heads = " | ".join(f"{metric}, {METRICS[metric].direction}" for metric in metrics)
+    yield f"| method | {heads} |\n|---|{'---|' * len(metrics)}"
+    for name in found.order:
+        cells = []
+        for metric in metrics:
+            score = found.scores[metric].get(name)
+            cells.append("–" if score is None else _cell(score.value, score.low, score.high, score.rank))
+        yield f"| {_name(found, name)} | {' | '.join(cells)} |"
+
+
+def _cell(value: float, low: float, high: float, rank: int) -> str:
+    text = f"{value:.3g} ± {(high - low) / 2:.1g} · {rank}"
+    return f"**{text}**" if rank == 1 else text
+
+
+def beside(found: Evaluation) -> Iterator[str]:
+    yield "| theirs | ours | metric | theirs | ours |\n|---|---|---|---|---|"
+    for theirs, (ours, _) in BESIDE.items():
+        for metric in ("deletion", "insertion", "grid_pointing", "class_sensitivity"):
+            cells = [found.scores[metric].get(name) for name in (theirs, ours)]
+            texts = ["–" if score is None else f"{score.value:.4f}" for score in cells]
+            yield f"| {theirs} | `{ours}` | {metric} | {texts[0]} | {texts[1]} |"
+    yield ""
+    for theirs, (ours, why) in BESIDE.items():
+        yield f"- {theirs} and `{ours}`: {why}."
+
+
+def own(found: Evaluation) -> Iterator[str]:
+    yield (
+        f"`{OWN}` was chosen among some fifty variants (layer ranges, rules, contrast with other classes, products "
+        "with attention maps) on one half of the held-out photos; what is shown here is of the other half. Differences "
+        f"`{OWN}` − `{BEFORE}`, image by image, with the 95 % interval of their mean:\n"
+    )
+    yield "| metric | family | difference | interval | |\n|---|---|---|---|---|"
+    verdicts: Counter[str] = Counter()
+    for metric in found.scores:
+        rows = paired(found, metric)
+        if rows is None:
+            continue
+        mean, low, high = rows
+        better = (low > 0) if METRICS[metric].higher_is_better else (high < 0)
+        worse = (high < 0) if METRICS[metric].higher_is_better else (low > 0)
+        said = "better" if better else "worse" if worse else "no clear difference"
+        verdicts[said] += 1
+        yield f"| {metric} | {METRICS[metric].family} | {mean:+.4f} | {low:+.4f} … {high:+.4f} | {said} |"
+    yield "\n" + ", ".join(f"{count} {said}" for said, count in verdicts.items()) + "."
+
+
+def paired(found: Evaluation, metric: str) -> tuple[float, float, float] | None:
+    """The mean difference over images and its interval; None for ratios of sums, and where either says nothing."""
+    known: list[dict[str, float]] = []
+    for name in (OWN, BEFORE):
+        rows = {one.image: one.numbers[metric] for one in found.of(name) if metric in one.numbers}
+        known.append({image: row[0] for image, row in rows.items() if len(row) == 1 and row[0] is not None})
+    both = [image for image in known[0] if image in known[1]]
+    if not both:
+        return None
+    differences: NDArray[np.float64] = np.array([known[0][image] - known[1][image] for image in both])
+    drawn = np.random.default_rng(0).integers(0, len(both), (RESAMPLES, len(both)))
+    low, high = np.percentile(differences[drawn].mean(1), INTERVAL)
+    return float(differences.mean()), float(low), float(high)
