@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from outside import BESIDE, others
 
 from vit_explain import Explainer
+from vit_explain import metrics as _registers_them  # noqa: F401
 from vit_explain.catalogue import passes
 from vit_explain.datasets import chosen, read_dataset
 from vit_explain.metric_registry import FAMILIES, METRICS, choose_metrics

@@ -565,6 +565,21 @@ def test_methods_are_the_model_written_out(name, method, options, kind, identity
     same(Explainer(model).explain(pixels, method, 2, **options).relevance, expected)
 
 
+@pytest.mark.parametrize("name", ["class token", "attention pooling"])
+@pytest.mark.parametrize(("attention", "start"), [("uniform", None), ("uniform", 1), ("detach", 2)])
+def test_depth_lrp_is_the_mean_over_depths(name, attention, start, pixels):
+    model = small(name)
+    tokens, gradients = by_hand(model, pixels, 2, attention, identity=True)
+    terms = [(z * g).sum(-1) for z, g in zip(tokens, gradients, strict=True)][start or 0 :]
+    found = Explainer(model).explain(pixels, "depth_lrp", 2, attention=attention, start_layer=start).relevance
+    same(found, on_grid(model, torch.stack(terms).mean(0)))
+
+
+def test_depth_lrp_begins_at_a_block_that_there_is(model, pixels):
+    with pytest.raises(OptionError, match=r"start_layer 3 does not exist; the model has blocks 0 to 2"):
+        Explainer(model).explain(pixels, "depth_lrp", 2, start_layer=3)
+
+
 def test_libra_over_input_x_gradient_is_cp_lrp_with_the_identity_rule(model, pixels):
     found = Explainer(model).explain(pixels, "libra_grad", 1).relevance
     expected, _ = relevance_of_tokens(model, pixels, {**CP, "activation": "identity"})

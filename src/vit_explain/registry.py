@@ -82,9 +82,8 @@ FAMILIES = (
     "perturbation",
     "looking inside",
     "baselines",
-    "others",
 )
-OTHERS = FAMILIES[-1]  # maps that a caller makes, of which nothing but numbers is known here
+OTHERS = "others"  # maps that a caller makes, of which nothing but numbers is known here
 # What a look may have to keep for a method.
 NEEDS = {
     "attention": "attention of every block",
