@@ -2,7 +2,7 @@
 
 They are cartoons made of a few shapes, on plain ground; nothing was fitted to the model, but of ten that were tried
 (one a class, each drawn once) only those are here that it answers rightly with more than 80 %. What maps of them show,
-maps of photos may show less clearly: ``benchmarks/mosaics.py`` measures on photos.
+maps of photos may show less clearly: the metric ``grid_pointing`` measures on photos.
 """
 
 from __future__ import annotations

@@ -117,6 +117,13 @@ def test_deletion_and_insertion(model, pictures, maps, level, fill):
         assert float(put_in[image]) == pytest.approx(np.trapezoid(rising, dx=0.2), abs=1e-5)
 
 
+def test_a_head_that_reads_patches_has_no_answer_without_any(pictures, maps):
+    case = case_of(small("mean pooling"), pictures, maps)
+    with pytest.raises(OptionError, match="reads patches, so it has no answer without any; fill them"):
+        measured("deletion", case, fill="drop")
+    assert measured("aopc", case, fill="drop").isfinite().all()  # up to 90 % removed
+
+
 @pytest.mark.parametrize(("level", "fill"), WAYS)
 def test_metrics_of_ten_steps(model, pictures, maps, level, fill):
     labels = torch.tensor([0, 2, 3])

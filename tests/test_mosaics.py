@@ -12,7 +12,7 @@ concentrated a map is (AG-CAM always lights the right quarter most, with 35 % of
 
 Methods that do not get there are at chance, 17 to 21 %, while all others are at 54 % or more. They say of themselves
 that they are hardly class-specific, and why, and must fail: one that passes fails its test. That they compute what
-their papers say is proven elsewhere. On mosaics of photos (``benchmarks/mosaics.py``, 12 of them) Grad-SAM is
+their papers say is proven elsewhere. On mosaics of photos (``grid_pointing``, 12 of them) Grad-SAM is
 above chance, at 56 %, and the other four are at 27 to 38 %.
 """
 

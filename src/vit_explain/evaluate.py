@@ -74,7 +74,8 @@ def evaluate(
     ``target``: which class is explained. ``mosaic``: photos a side of the mosaics for ``grid_pointing``. ``options``,
     ``metric_options``: keywords of each method and metric, by its name. ``out``: where every number is kept as it is
     found; the same call goes on where it was stopped. ``progress``: called as ``progress(done, total)`` in images times
-    methods. ``complain``: told of pictures that cannot be read and methods that cannot explain the model.
+    methods; mosaics add to the total once it is known which photos they are made of. ``complain``: told of pictures
+    that cannot be read and methods that cannot explain the model.
     """
     explainer = model if isinstance(model, Explainer) else Explainer(model)
     classes = explainer.family.classes(explainer.plain)
@@ -104,9 +105,9 @@ def evaluate(
         # Of every method, so that another call cannot mix numbers of other options among them.
         "options": settings["methods"],
     }
-    run = _Run(explainer, wanted, measures, settings, target, seed, complain or (lambda _: None))
+    run = _Run(explainer, wanted, measures, settings, target, seed, complain, progress)
     run.records = Records(Path(out), record)
-    run.images(items, max_pixels, progress or (lambda _done, _total: None))
+    run.images(items, max_pixels)
     groups = run.groups(items, mosaic)
     run.mosaics(groups, items, mosaic, max_pixels)
     kept = {item.name for item in items} | {name for names in groups.values() for name in names}
@@ -153,24 +154,29 @@ class _Run:
         settings: Mapping[str, Mapping[str, Any]],
         target: Explained,
         seed: int,
-        complain: Callable[[str], None],
+        complain: Callable[[str], None] | None,
+        progress: Progress | None,
     ) -> None:
         self.explainer, self.judge = explainer, Judge(explainer, seed)
         self.methods, self.metrics = methods, metrics
-        self.settings, self.target, self.complain = settings, target, complain
+        self.settings, self.target = settings, target
+        self.complain = complain or (lambda _: None)
+        self.progress = progress or (lambda _done, _total: None)
+        self.done = self.total = 0
         self.refused: dict[str, str] = {}
 
-    def images(self, items: Sequence[Item], max_pixels: int, progress: Progress) -> None:
+    def images(self, items: Sequence[Item], max_pixels: int) -> None:
         """Every metric but those of mosaics."""
         metrics = [one for one in self.metrics if "mosaic" not in one.needs]
-        total, done = len(items) * len(self.methods), 0
+        self.total += len(items) * len(self.methods)
         for some in _batched(items, self._together):
             if any(self._lacks(item.name, one, metrics) for item in some for one in self.methods):
                 batch = self._read(some, max_pixels)
                 if batch.names:
                     self._measure(batch, metrics)
-            done += len(some) * len(self.methods)
-            progress(done, total)
+                self._advance((len(some) - len(batch.names)) * len(self.methods))
+            else:
+                self._advance(len(some) * len(self.methods))
 
     def groups(self, items: Sequence[Item], side: int) -> dict[tuple[str, ...], list[str]]:
         """Names of pictures that the model knows with confidence, for a mosaic each; and what to call the mosaic when
@@ -194,11 +200,13 @@ class _Run:
         """The metrics of mosaics."""
         metrics = [one for one in self.metrics if "mosaic" in one.needs]
         by_name = {item.name: item for item in items}
+        if metrics:
+            self.total += sum(map(len, groups.values())) * len(self.methods)
         for group, names in groups.items() if metrics else ():
-            if not any(self._lacks(name, one, metrics) for name in names for one in self.methods):
-                continue
-            pictures = self._read([by_name[name] for name in group], max_pixels).pixels
+            lacking = any(self._lacks(name, one, metrics) for name in names for one in self.methods)
+            pictures = self._read([by_name[name] for name in group], max_pixels).pixels if lacking else torch.empty(0)
             if len(pictures) < len(group):
+                self._advance(len(group) * len(self.methods))
                 continue
             whole = composed(list(pictures), side)
             height, width = self.judge.pictures(whole[None]).anatomy.covers
@@ -217,6 +225,11 @@ class _Run:
         """Images that a forward takes."""
         size = self.explainer.preprocessing.size
         return self.explainer.subject(torch.zeros(1, RGB, *size))[0].together
+
+    def _advance(self, number: int) -> None:
+        """So many more images times methods are done."""
+        self.done += number
+        self.progress(self.done, self.total)
 
     def _lacks(self, image: str, method: Method, metrics: Sequence[Metric]) -> bool:
         return not self.records.complete(image, method.name, [one.name for one in metrics])
@@ -262,14 +275,14 @@ class _Run:
         if targets is None:
             targets = batch.labels if self.target == "label" else whole.argmax(1).cpu()
         for method in self.methods:
-            if method.name in self.refused or not any(self._lacks(name, method, metrics) for name in batch.names):
-                continue
-            lacking = [one for one in metrics if any(self._lacks(name, method, [one]) for name in batch.names)]
-            try:
-                self.records.add(self._records(method, batch, pictures, whole, targets, lacking))
-            except (CaptureError, ModelError, OptionError) as error:
-                self.refused[method.name] = str(error)
-                self.complain(f"{method.name} is left out: {error}")
+            if method.name not in self.refused and any(self._lacks(name, method, metrics) for name in batch.names):
+                lacking = [one for one in metrics if any(self._lacks(name, method, [one]) for name in batch.names)]
+                try:
+                    self.records.add(self._records(method, batch, pictures, whole, targets, lacking))
+                except (CaptureError, ModelError, OptionError) as error:
+                    self.refused[method.name] = str(error)
+                    self.complain(f"{method.name} is left out: {error}")
+            self._advance(len(batch.names))
 
     def _records(
         self,

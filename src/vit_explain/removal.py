@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .errors import OptionError
 from .inquiry import Subject
 from .perturb import Fill, at_pixels, backdrop
 from .seeds import own_seed
@@ -89,6 +90,8 @@ class Pictures:
         device = self.pixels.device
         keep, of = keep.to(device), of.to(device)
         dropped = fill == "drop"
+        if dropped and self.anatomy.readout.needs_patches and not keep.any(1).all():
+            raise OptionError("the head reads patches, so it has no answer without any; fill them instead of dropping")
         counts = keep.sum(1) if dropped else torch.zeros(len(keep), dtype=torch.long, device=device)
         behind = [] if dropped else [self._backdrop(image, fill) for image in range(len(self.pixels))]
         found: Tensor | None = None
