@@ -19,10 +19,12 @@ LEVELS = [
     {
         "eager",
         "flow_cuts",
+        "kernels",
         "multihead",
         "options",
         "paper",
         "photos",
+        "principal",
         "ranks",
         "seeds",
         "selection",
@@ -33,6 +35,7 @@ LEVELS = [
     {
         "biases",
         "flow",
+        "fused",
         "heap",
         "hooks",
         "image",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .capture import AttentionTap, read_queries, with_gradient
 from .errors import OptionError, TargetError
+from .fused import Fusable, fuses
 from .placed import by_block, from_keys, skipped, unmerged, windowed
 from .propagate import HeadFusion, Weights, fused_blocks, support
 from .types import ALL, Inquiry, Layer, Readout, Trace
@@ -19,14 +20,28 @@ from .types import ALL, Inquiry, Layer, Readout, Trace
 READ_NEEDS = ("attention", "tokens", "graph")
 
 
-def plain(layer: Layer, images: slice, rows: slice) -> Tensor:
-    """``A``."""
-    return layer.attention(images, rows)
+def _product(layer: Layer, images: slice, rows: slice) -> Tensor:
+    return layer.attention_gradient(images, rows).mul_(layer.attention(images, rows))
 
 
-def positive_product(layer: Layer, images: slice, rows: slice) -> Tensor:
-    """``max(A ⊙ ∂y/∂A, 0)``; since A is never negative, the same as ``A ⊙ max(∂y/∂A, 0)``."""
-    return layer.attention_gradient(images, rows).mul_(layer.attention(images, rows)).clamp_(min=0)
+def _positive_product(layer: Layer, images: slice, rows: slice) -> Tensor:
+    return _product(layer, images, rows).clamp_(min=0)
+
+
+def _positive_gradient(layer: Layer, images: slice, rows: slice) -> Tensor:
+    return layer.attention_gradient(images, rows).clamp_(min=0)
+
+
+def _guided(layer: Layer, images: slice, rows: slice) -> Tensor:
+    return _positive_gradient(layer, images, rows).mul_(torch.sigmoid_(layer.scores(images, rows)))
+
+
+plain = Fusable("attention", Layer.attention)  # A
+product = Fusable("product", _product)  # A ⊙ ∂y/∂A
+# Since A is never negative, the same as A ⊙ max(∂y/∂A, 0).
+positive_product = Fusable("positive product", _positive_product)
+positive_gradient = Fusable("positive gradient", _positive_gradient)
+guided = Fusable("guided", _guided)  # max(∂y/∂A, 0) ⊙ sigmoid(scores)
 
 
 def weighted_heads(layers: list[Layer], importance: Callable[[Layer], Tensor]) -> Weights:
@@ -36,17 +51,21 @@ def weighted_heads(layers: list[Layer], importance: Callable[[Layer], Tensor]) -
         found = importance(layer)
         total = found.sum(1, keepdim=True)
         # No gradient at all says nothing about heads.
-        shares[id(layer)] = torch.where(total > 0, found / total, 1 / found.shape[1]) * found.shape[1]
+        shares[layer.name] = torch.where(total > 0, found / total, 1 / found.shape[1]) * found.shape[1]
 
     def weights(layer: Layer, images: slice, rows: slice) -> Tensor:
-        return layer.attention(images, rows) * shares[id(layer)][images, :, None, None]
+        return layer.attention(images, rows) * shares[layer.name][images, :, None, None]
 
-    return weights
+    return Fusable("attention", weights, shares)
 
 
 def column_sums(layer: Layer, weights: Weights, rows: slice = ALL) -> Tensor:
     """``Σ_h Σ_i W[h, i, j]`` over heads and these queries: (B, M), without holding (B, H, N, M)."""
     sums = torch.zeros(layer.shape[0], layer.shape[3], device=layer.device)
+    if fuses(weights, layer):
+        for images, _, fused in fused_blocks(layer, rows, weights, "mean", whole=False):
+            sums[images] += layer.shape[1] * fused.sum(1)
+        return sums
     for images, part in layer.blocks(rows=rows):
         sums[images] += weights(layer, images, part).sum((1, 2))
     return sums
@@ -72,7 +91,9 @@ def accumulate(layers: list[Layer], rows: Tensor, weights: Weights) -> Tensor:
             rows, gained = _accumulate_placed(calls, rows, gained, weights)
             continue
         state = rows + gained
-        for images, part, fused in fused_blocks(layer, support(state.any(1)), weights, "mean", whole=False):
+        # At the top often the class token's row alone matters; below it nearly all do.
+        needed = support(state.any(1)) if layer is layers[-1] else ALL
+        for images, part, fused in fused_blocks(layer, needed, weights, "mean", whole=False):
             gained[images] += state[images, :, part] @ fused
     return gained
 

@@ -219,7 +219,7 @@ def look(
     gradient = "gradient" in needs or "graph" in needs
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
-        if gradient:
+        if gradient and pixels.device.type == "cpu":
             _mend_batch_norms(stack, model)
         if anatomy is not None:
             _watch_tokens(stack, model, seen, needs, anatomy, gradient)

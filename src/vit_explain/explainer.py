@@ -141,7 +141,7 @@ class Explainer:
         if target is None and self.family.classes(self.plain) == 0:
             refused = {method.name: self._headless for method in chosen if method.class_specific}
             asked = [one for one in asked if one.name not in refused]
-        results, look_seconds = self._run(prepared.pixels, asked, target, refused)
+        results, look_seconds = self._run(prepared.pixels, asked, target, refused, timed=True)
         if not results:
             raise ModelError(next(iter(refused.values())))
         anatomy = self.subject(prepared.pixels[:1])[0].anatomy
@@ -248,18 +248,24 @@ class Explainer:
         )
 
     def _run(
-        self, pixels: Tensor, asked: Sequence[Asked], target: Any, refused: dict[str, str] | None = None
+        self,
+        pixels: Tensor,
+        asked: Sequence[Asked],
+        target: Any,
+        refused: dict[str, str] | None = None,
+        *,
+        timed: bool = False,
     ) -> tuple[dict[str, Result], float]:
         """What each method says, by name, and the seconds of the looks that several of them shared.
 
-        ``refused``: see ``SharedLook``; without it the first refusal is raised.
+        ``refused``, ``timed``: see ``SharedLook``; without the former the first refusal is raised.
         """
         found: dict[str, Result] = {}
         shared, waiting = 0.0, groups(asked)
         while waiting:
             group = waiting.pop(0)
             try:
-                results, seconds = self._together(pixels, group, target, refused)
+                results, seconds = self._together(pixels, group, target, refused, timed)
             except (CaptureError, ModelError) as error:
                 if refused is None:
                     raise
@@ -276,7 +282,7 @@ class Explainer:
         return found, shared
 
     def _together(
-        self, pixels: Tensor, group: Sequence[Asked], target: Any, refused: dict[str, str] | None
+        self, pixels: Tensor, group: Sequence[Asked], target: Any, refused: dict[str, str] | None, timed: bool
     ) -> tuple[dict[str, Result], float]:
         """What methods that share a look say, and the seconds of the look."""
         images, seconds = len(pixels), 0.0
@@ -289,7 +295,7 @@ class Explainer:
         last, together = not DIFFERENTIATED & all_needs(group) and not subject.anatomy.remembers, subject.together
         with torch.inference_mode(last), torch.no_grad():
             for first in range(0, images, together):
-                look = SharedLook(*self.subject(pixels[first : first + together]), group, refused)
+                look = SharedLook(subject, self._ready(pixels[first : first + together]), group, refused, timed=timed)
                 columns = self._columns(wanted[first : first + together], look.logits) if wanted else []
                 parts.append(look.results(columns, images - first))
                 seconds += look.seconds
@@ -297,11 +303,13 @@ class Explainer:
 
     def subject(self, pixels: Tensor) -> tuple[Subject, Tensor]:
         """The model at the size of (B, C, H, W) pixels, and the pixels as it takes them: its device and precision."""
-        reference = next((p for p in self.plain.parameters() if p.is_floating_point()), pixels)
-        pixels = pixels.to(reference.device, reference.dtype, copy=pixels.is_inference())
         channels, height, width = pixels.shape[1:]
         anatomy = self.family.anatomy(self.plain, (channels, height, width))
-        return Subject(self.plain, self.family, anatomy, black=self.preprocessing.black), pixels
+        return Subject(self.plain, self.family, anatomy, black=self.preprocessing.black), self._ready(pixels)
+
+    def _ready(self, pixels: Tensor) -> Tensor:
+        reference = next((p for p in self.plain.parameters() if p.is_floating_point()), pixels)
+        return pixels.to(reference.device, reference.dtype, copy=pixels.is_inference())
 
     @property
     def _headless(self) -> str:

@@ -227,4 +227,4 @@ class ModelInquiry:
 
 def finite(values: Tensor) -> bool:
     """No NaN and no infinity, found in one pass: the extremes tell."""
-    return not values.numel() or all(bool(extreme.isfinite()) for extreme in values.detach().aminmax())
+    return not values.numel() or bool(torch.stack(values.detach().aminmax()).isfinite().all())

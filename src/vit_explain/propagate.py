@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import OptionError
+from .fused import fused_mean, fuses
 from .options import Range
 from .placed import by_block, from_keys, skipped, unmerged, unwindowed, windowed
 from .selection import zero_lowest
@@ -21,7 +22,7 @@ from .types import ALL, Layer, Trace, block_elements
 HeadFusion = Literal["mean", "min", "max"]
 DiscardRatio = Annotated[float, Range(0.0, 1.0, below=True)]
 
-# (layer, images, rows) -> (images, H, rows, M): attention, or attention times its gradient
+# (layer, images, rows) -> (images, H, rows, M): attention, or attention times its gradient; see ``fused.Fusable``
 Weights = Callable[[Layer, slice, slice], Tensor]
 
 
@@ -125,8 +126,8 @@ def _row_sums(calls: list[Layer], row: Tensor, weights: Weights, fusion: HeadFus
 
 def support(row: Tensor) -> slice:
     """The shortest slice of tokens outside which every image's row (B, N) is zero."""
-    used = row.any(0).nonzero()
-    return slice(int(used.min()), int(used.max()) + 1) if len(used) else slice(0, 0)
+    used = row.any(0).nonzero().flatten().tolist()
+    return slice(used[0], used[-1] + 1) if used else slice(0, 0)
 
 
 def fused_blocks(
@@ -143,6 +144,9 @@ def fused_blocks(
         images = slice(start, min(start + step, right))
         for top in range(first, last, height):
             part = slice(top, min(top + height, last))
+            if fusion == "mean" and fuses(weights, layer):
+                yield images, part, fused_mean(layer, images, part, weights)
+                continue
             fused = torch.empty(images.stop - start, part.stop - top, m, device=layer.device)
             for some, few in layer.blocks(images, part):
                 place = fused[some.start - start : some.stop - start, few.start - top : few.stop - top]

@@ -96,13 +96,20 @@ class SharedLook:
     """One look at B images for the methods of one of ``groups``.
 
     ``refused``: where the reasons of methods that cannot explain this model or target are gathered by name, so that
-    the others go on; without it they are raised.
+    the others go on; without it they are raised. ``timed``: whether somebody will read how long each took, for which a
+    device must be waited for again and again.
     """
 
     def __init__(
-        self, subject: Subject, pixels: Tensor, asked: Sequence[Asked], refused: dict[str, str] | None = None
+        self,
+        subject: Subject,
+        pixels: Tensor,
+        asked: Sequence[Asked],
+        refused: dict[str, str] | None = None,
+        *,
+        timed: bool = False,
     ) -> None:
-        self._subject, self._refused = subject, refused
+        self._subject, self._refused, self._timed = subject, refused, timed
         # Those of many forwards come last, with the least kept meanwhile.
         self._asked = sorted(asked, key=lambda one: ("probe" in one.needs, -len(one.needs)))
         self._images, self._device = len(pixels), pixels.device
@@ -110,13 +117,16 @@ class SharedLook:
         for one in asked:
             if (reason := layout_refusal(one.method, one.needs, subject.anatomy)) is not None:
                 raise ModelError(reason)
-        began = clock(self._device)
+        began = self._clock()
         first = asked[0]
         within = first.method.within(**first.settings) if first.method.within else None
         shortened = _shortened(subject.anatomy, asked)
         self._trace, self._output = subject.look(pixels, all_needs(asked), within, shortened=shortened)
         self.logits, self.size = self._trace.logits, (int(pixels.shape[2]), int(pixels.shape[3]))
-        self.seconds = clock(self._device) - began  # of the look itself and of gradients, which all share
+        self.seconds = self._clock() - began  # of the look itself and of gradients, which all share
+
+    def _clock(self) -> float:
+        return clock(self._device) if self._timed else 0.0
 
     def results(self, columns: Columns, left: int) -> dict[str, Result]:
         """What each method says, for each column of targets, or once where it does not depend on a class.
@@ -167,9 +177,9 @@ class SharedLook:
         return trace.y
 
     def _about(self, needs: frozenset[str], column: Sequence[Target], *, keep_graph: bool) -> Trace:
-        began = clock(self._device)
+        began = self._clock()
         about = self._subject.about(narrowed(self._trace, needs), self._output, column, needs, keep_graph=keep_graph)
-        self.seconds += clock(self._device) - began
+        self.seconds += self._clock() - began
         return about
 
     def _leave_graph(self, rest: Sequence[Asked]) -> None:
@@ -191,7 +201,7 @@ class SharedLook:
         if one.name in (self._refused or ()):
             return
         one.begin(calls)
-        began = clock(self._device)
+        began = self._clock()
         subject = dataclasses.replace(self._subject, report=one.tally)
         inquiry = ModelInquiry(subject, self._images, tuple(column))
         own = dataclasses.replace(narrowed(trace, one.needs), inquiry=inquiry)
@@ -203,7 +213,7 @@ class SharedLook:
             self._refused[one.name] = str(error)
         else:
             self._found[one.name].append(warned(own, found if isinstance(found, Attribution) else Attribution(found)))
-        one.seconds += clock(self._device) - began
+        one.seconds += self._clock() - began
 
     def _result(self, one: Asked, columns: Columns) -> Result:
         found, anatomy = self._found[one.name], self._subject.anatomy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -57,8 +58,13 @@ def spread(target: Any, images: int) -> list[list[Any]]:
 
 def resolve(wanted: list[list[Any]], logits: Tensor, labels: Sequence[str] | None) -> list[list[Target]]:
     """``spread``'s lists as K columns of B: ``result[k][b]`` is what pass k explains of image b."""
+
+    @functools.cache
+    def best(most: int) -> list[list[int]]:  # of all images at once: each look at a device's numbers waits for it
+        return logits.topk(most).indices.tolist()
+
     rows = [
-        [target for one in entry for target in _expand(one, image, logits, labels)]
+        [target for one in entry for target in _expand(one, image, logits.shape[-1], best, labels)]
         for image, entry in enumerate(wanted)
     ]
     if len({len(row) for row in rows}) != 1:
@@ -115,8 +121,9 @@ def label_of(number: int, labels: Sequence[str] | None) -> str:
     return labels[number] if labels is not None else f"class {number}"
 
 
-def _expand(target: Any, image: int, logits: Tensor, labels: Sequence[str] | None) -> list[Target]:
-    classes = logits.shape[-1]
+def _expand(
+    target: Any, image: int, classes: int, best: Callable[[int], list[list[int]]], labels: Sequence[str] | None
+) -> list[Target]:
     if callable(target):
         return [Target(getattr(target, "__name__", "function"), function=target)]
     if isinstance(target, Contrast):
@@ -124,11 +131,11 @@ def _expand(target: Any, image: int, logits: Tensor, labels: Sequence[str] | Non
         if for_ == against:
             raise TargetError(f"a contrast needs two classes, not {label_of(for_, labels)} twice")
         return [Target(f"{label_of(for_, labels)} rather than {label_of(against, labels)}", for_, against)]
-    if isinstance(target, str) and (best := MOST_TOP.fullmatch(target.strip().lower())):
-        most = int(best.group(1))
+    if isinstance(target, str) and (top := MOST_TOP.fullmatch(target.strip().lower())):
+        most = int(top.group(1))
         if not 1 <= most <= classes:
             raise TargetError(f"{target!r}: the model has {classes} classes")
-        return [Target(label_of(int(c), labels), int(c)) for c in logits[image].topk(most).indices]
+        return [Target(label_of(number, labels), number) for number in best(most)[image]]
     if isinstance(target, bool) or not isinstance(target, (int, str, np.integer)):
         raise TargetError(
             f"a target is a class number, a label, 'top1', a Contrast, a function or a list of them, not {target!r}"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ..attention_paths import column_sums, on_tokens, read_tokens
+from ..attention_paths import column_sums, guided, on_tokens, read_tokens
 from ..errors import ModelError
 from ..registry import method
-from ..types import Layer, Trace
+from ..types import Trace
 
 
 @method(
@@ -35,13 +34,8 @@ def ag_cam(trace: Trace) -> Tensor:
     if trace.layers[0].q is None:
         raise ModelError("ag_cam: this model computes its softmax itself, so its scores are not known; use gae instead")
     rows = read_tokens(trace)
-    found = sum(column_sums(layer, _guided, rows) for layer in trace.layers)
+    found = sum(column_sums(layer, guided, rows) for layer in trace.layers)
     if trace.pool is not None:
-        found = found + on_tokens(trace, column_sums(trace.pool, _guided))
+        found = found + on_tokens(trace, column_sums(trace.pool, guided))
     assert isinstance(found, Tensor)
     return trace.patches(found)
-
-
-def _guided(layer: Layer, images: slice, rows: slice) -> Tensor:
-    gradient = layer.attention_gradient(images, rows).clamp_(min=0)
-    return gradient.mul_(torch.sigmoid_(layer.scores(images, rows)))

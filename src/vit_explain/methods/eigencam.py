@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..cams import patch_features
+from ..principal import leading_component
 from ..registry import method
 from ..types import Trace
 
@@ -28,7 +28,6 @@ def eigencam(trace: Trace) -> Tensor:
     first component is otherwise little more than their mean, and shows the positive part with the sign left to chance.
     """
     features = patch_features(trace)
-    u, s, _ = torch.linalg.svd(features - features.mean(1, keepdim=True), full_matrices=False)
-    component = u[..., 0] * s[:, :1]
+    component, _ = leading_component(features - features.mean(1, keepdim=True))
     furthest = component.gather(1, component.abs().argmax(1, keepdim=True))
     return (component * furthest.sign()).clamp(min=0).unflatten(1, trace.anatomy.grid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..attention_paths import product
 from ..propagate import DiscardRatio, HeadFusion, legacy_roll_out, pooled_row, protected_tokens, roll_out
 from ..registry import method
 from ..types import Layer, Trace
@@ -43,9 +44,5 @@ def gradient_rollout(
             return layer.attention(images, rows) * scores
 
         return trace.patches(legacy_roll_out(trace, crossed, "mean", discard_ratio, keep_first=False))
-    row = pooled_row(trace, _weighted, head_fusion)
-    return trace.patches(roll_out(trace.layers, row, _weighted, head_fusion, discard_ratio, protected_tokens(trace)))
-
-
-def _weighted(layer: Layer, images: slice, rows: slice) -> Tensor:
-    return layer.attention_gradient(images, rows).mul_(layer.attention(images, rows))
+    row = pooled_row(trace, product, head_fusion)
+    return trace.patches(roll_out(trace.layers, row, product, head_fusion, discard_ratio, protected_tokens(trace)))

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..attention_paths import column_sums, differentiated, on_tokens, through_pool
+from ..attention_paths import column_sums, differentiated, on_tokens, positive_gradient, through_pool
 from ..errors import OptionError
 from ..options import Range
 from ..registry import method
@@ -46,7 +46,7 @@ def legrad(trace: Trace, *, last: Annotated[int, Range(1)] | None = None) -> Ten
     for number in chosen:
         layer = _own_score(trace, number)
         _, heads, queries, _ = layer.shape
-        found += on_tokens(trace, column_sums(layer, _positive)) / (heads * queries)
+        found += on_tokens(trace, column_sums(layer, positive_gradient)) / (heads * queries)
     return trace.patches(found)
 
 
@@ -60,7 +60,3 @@ def _own_score(trace: Trace, number: int) -> Layer:
             # The head may read any token: each of them is the mean.
             layer, output = trace.layers[number], inquiry.lens(tokens.mean(1, keepdim=True).expand_as(tokens))
         return differentiated(layer, inquiry.value(output))
-
-
-def _positive(layer: Layer, images: slice, rows: slice) -> Tensor:
-    return layer.attention_gradient(images, rows).clamp_(min=0)

@@ -17,6 +17,7 @@ from ..types import Trace
     does_not_mean="It looks at neither the model nor what the picture shows.",
     needs=(),
     class_specific=False,
+    beyond_passes="a hash of every pixel, so that the noise is the picture's own",
 )
 def random(trace: Trace, *, seed: int = 0) -> Tensor:
     """Independent uniform noise at each patch: what any method must beat.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..attention_paths import plain
 from ..propagate import DiscardRatio, HeadFusion, legacy_roll_out, pooled_row, protected_tokens, roll_out
 from ..registry import method
-from ..types import Layer, Trace
+from ..types import Trace
 
 
 @method(
@@ -33,10 +34,6 @@ def rollout(
     ``legacy``: that script's arithmetic to the letter (columns divided by the row sums; on one image at a time).
     """
     if legacy:
-        return trace.patches(legacy_roll_out(trace, _attention, head_fusion, discard_ratio, keep_first=True))
-    row = pooled_row(trace, _attention, head_fusion)
-    return trace.patches(roll_out(trace.layers, row, _attention, head_fusion, discard_ratio, protected_tokens(trace)))
-
-
-def _attention(layer: Layer, images: slice, rows: slice) -> Tensor:
-    return layer.attention(images, rows)
+        return trace.patches(legacy_roll_out(trace, plain, head_fusion, discard_ratio, keep_first=True))
+    row = pooled_row(trace, plain, head_fusion)
+    return trace.patches(roll_out(trace.layers, row, plain, head_fusion, discard_ratio, protected_tokens(trace)))

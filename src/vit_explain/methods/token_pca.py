@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from ..options import Range, nth
+from ..principal import leading_component
 from ..registry import method
 from ..types import Attribution, Trace
 
@@ -73,6 +74,9 @@ def _component(tokens: Tensor, kept: Tensor, number: int) -> tuple[Tensor, Tenso
     weights = kept[..., None]
     mean = (tokens * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp_min(1)
     centred = (tokens - mean) * weights
+    if number == 0:
+        along, value = leading_component(centred)
+        return along * kept, value / centred.square().sum((1, 2)).clamp_min(torch.finfo(value.dtype).tiny)
     few = tokens.shape[1] <= tokens.shape[2]  # the smaller of both matrices has the same eigenvalues
     products = centred @ centred.mT if few else centred.mT @ centred
     values, vectors = torch.linalg.eigh(products)  # smallest first

@@ -111,9 +111,10 @@ class TimmPlain(Timm):
     def _undroppable(self, model: Any) -> str | None:
         if getattr(model, "rope", None) is not None:
             return f"{self.name(model)} gives positions to attention (rotary), not to tokens"
+        # Blocks are alike: asking all of them would take as long as a small model's forward on an accelerator.
         biased = isinstance(model, VisionTransformerRelPos) or any(
             getattr(part, "rel_pos_bias", None) is not None or hasattr(part, "relative_position_bias_table")
-            for part in model.modules()
+            for part in (model, *model.blocks[0].modules())
         )
         return f"{self.name(model)} gives positions to attention (relative bias), not to tokens" if biased else None
 

@@ -1,0 +1,80 @@
+"""Heads fused on a CUDA device without ever writing a head's attention matrix: Triton kernels.
+
+Plain operations write and read derived attention (B, H, N, M) several times, and that is what methods cost on an
+accelerator, where the model itself never writes it. Here ``mean_h W`` (B, rows, M) is made tile by tile: first each
+row's log-sum-exp of the scores, then all heads of a tile one after the other.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Literal, TypeGuard
+
+from torch import Tensor
+
+from .types import Layer
+
+MOST_CHANNELS = 128  # of a head; larger tiles would not fit
+# Products of float32 numbers: three TF32 products make one that is exact to float32's rounding.
+PRECISION = "tf32x3"
+
+Kind = Literal["attention", "product", "positive product", "positive gradient", "guided"]
+
+
+@dataclass(frozen=True)
+class Fusable:
+    """Weights of a layer that the kernels know: ``A``, ``A ⊙ G``, its positive part, ``max(G, 0)``, or that times the
+    sigmoid of the scores, with ``G`` the gradient ``∂y/∂A``; each head times its share, where ``shares`` gives one an
+    image and head."""
+
+    kind: Kind
+    plain: Any  # the same as a function (layer, images, rows) -> (images, H, rows, M)
+    shares: dict[str, Tensor] | None = None  # name of the layer -> (B, H)
+
+    def __call__(self, layer: Layer, images: slice, rows: slice) -> Tensor:
+        return self.plain(layer, images, rows)
+
+
+@functools.cache
+def available() -> bool:
+    """Whether there is Triton; PyTorch's packages for CUDA on Linux bring it."""
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def fuses(weights: Any, layer: Layer) -> TypeGuard[Fusable]:
+    """Whether the kernels can make these weights of this layer."""
+    if not isinstance(weights, Fusable) or layer.device.type != "cuda" or layer.q is None:
+        return False
+    needs_gradient = weights.kind != "attention"
+    return (
+        layer.bias is None
+        and not layer.causal
+        and layer.q.shape[-1] <= MOST_CHANNELS
+        and (not needs_gradient or (layer.grad_out is not None and layer.v is not None))
+        and (not needs_gradient or layer.v.shape[-1] <= MOST_CHANNELS)  # type: ignore[union-attr]
+        and available()
+    )
+
+
+def fused_mean(layer: Layer, images: slice, rows: slice, weights: Fusable) -> Tensor:
+    """``mean_h W`` of these images and rows: (images, rows, M) float32."""
+    from .kernels import mean_over_heads
+
+    assert layer.q is not None and layer.k is not None
+    gradient = weights.kind != "attention"
+    shares = None if weights.shares is None else weights.shares[layer.name][images]
+    return mean_over_heads(
+        layer.q.detach()[images, :, rows],
+        layer.k.detach()[images],
+        layer.grad_out[images, :, rows] if gradient and layer.grad_out is not None else None,
+        layer.v.detach()[images] if gradient and layer.v is not None else None,
+        layer.scale,
+        weights.kind,
+        shares,
+        PRECISION,
+    )
