@@ -13,6 +13,7 @@ import multiprocessing
 import platform
 import shutil
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,8 @@ from outside import others
 
 from vit_explain import Explainer, __version__
 from vit_explain.datasets import chosen, read_dataset
-from vit_explain.evaluate import evaluate
-from vit_explain.metric_registry import METRICS, choose_metrics
+from vit_explain.evaluate import BASELINES, evaluate
+from vit_explain.metric_registry import choose_metrics
 from vit_explain.registry import METHODS, Method, choose_methods
 
 SEED = 0
@@ -56,9 +57,10 @@ class Stage:
 def stages() -> list[Stage]:
     """What is cheap comes first, so that a run that is stopped is of most use. Of methods that take long for a map,
     further maps and mosaics are drawn for a quarter of the photos."""
-    every = [*choose_methods(["all"]), *others()]
+    every = choose_methods(["all"])
     quick = [one.name for one in every if one.fast and one.name not in LONG]
     slow = [one.name for one in every if one.name not in quick]
+    strangers = [one.name for one in others()]
     # Photos of single objects without boxes or masks.
     usable = [one for one in choose_metrics(["all"]) if "truth" not in one.needs]
     further = [one.name for one in usable if one.maps or "mosaic" in one.needs]
@@ -67,6 +69,8 @@ def stages() -> list[Stage]:
         Stage("fast methods, the model's answers", quick, answers),
         Stage("fast methods, further maps", quick, further),
         Stage("slow methods, the model's answers", slow, answers),
+        Stage("other packages, the model's answers", strangers, answers),
+        Stage("other packages, further maps", strangers, further, 0.25),
         Stage("slow methods, further maps", slow, further, 0.25),
     ]
 
@@ -86,7 +90,7 @@ def prepare(photos: Path, out: Path, images: int, parts: int) -> list[Path]:
 
 
 def work(folder: Path, device: str, todo: Sequence[Stage], strangers: Sequence[Method] | None = None) -> None:
-    """All stages on the photos of one part."""
+    """All stages on the photos of one part; one that fails is told of, and the others go on."""
     if device != "cpu":
         torch.set_num_threads(1)  # processes that share a device would get into each other's way
         torch.set_float32_matmul_precision("high")  # TF32, several times as fast
@@ -95,18 +99,21 @@ def work(folder: Path, device: str, todo: Sequence[Stage], strangers: Sequence[M
     number = sum(1 for _ in (folder / "photos").rglob("*.*"))
     for stage in todo:
         began = time.monotonic()
-        evaluate(
-            folder / "photos",
-            explainer,
-            [name for name in stage.methods if name in METHODS],
-            list(stage.metrics),
-            images=max(1, round(stage.share * number)),
-            seed=SEED,
-            out=folder,
-            others=[one for one in strangers if one.name in stage.methods],
-            metric_options={name: OPTIONS.get(name, {}) for name in stage.metrics if name in METRICS},
-            complain=lambda text: print(f"{folder.name}: {text}", flush=True),
-        )
+        try:
+            evaluate(
+                folder / "photos",
+                explainer,
+                [name for name in stage.methods if name in METHODS] or BASELINES,
+                list(stage.metrics),
+                images=max(1, round(stage.share * number)),
+                seed=SEED,
+                out=folder,
+                others=[one for one in strangers if one.name in stage.methods],
+                metric_options={name: OPTIONS.get(name, {}) for name in stage.metrics},
+                complain=lambda text: print(f"{folder.name}: {text}", flush=True),
+            )
+        except Exception:
+            traceback.print_exc()
         print(f"{folder.name}: {stage.title}, {time.monotonic() - began:.0f} s", flush=True)
 
 
