@@ -55,22 +55,25 @@ class Stage:
 
 
 def stages() -> list[Stage]:
-    """What is cheap comes first, so that a run that is stopped is of most use. Of methods that take long for a map,
-    further maps and mosaics are drawn for a quarter of the photos."""
+    """What is cheap comes first, so that a run that is stopped is of most use. What takes further maps of methods that
+    take long for one is measured on a share of the photos."""
     every = choose_methods(["all"])
     quick = [one.name for one in every if one.fast and one.name not in LONG]
     slow = [one.name for one in every if one.name not in quick]
-    strangers = [one.name for one in others()]
+    strangers, long = ([one.name for one in others() if one.fast == fast] for fast in (True, False))
     # Photos of single objects without boxes or masks.
     usable = [one for one in choose_metrics(["all"]) if "truth" not in one.needs]
-    further = [one.name for one in usable if one.maps or "mosaic" in one.needs]
-    answers = [one.name for one in usable if one.name not in further]
+    mosaics = [one.name for one in usable if "mosaic" in one.needs]
+    further = [one.name for one in usable if one.maps]
+    answers = [one.name for one in usable if one.name not in (*further, *mosaics)]
     return [
         Stage("fast methods, the model's answers", quick, answers),
         Stage("fast methods, further maps", quick, further),
+        Stage("fast methods, mosaics", quick, mosaics, 0.6),
+        Stage("fast methods of other packages", strangers, [*answers, *further, *mosaics], 0.4),
+        Stage("slow methods of other packages", long, answers, 0.1),
         Stage("slow methods, the model's answers", slow, answers),
-        Stage("other packages, the model's answers", strangers, answers),
-        Stage("other packages, further maps", strangers, further, 0.25),
+        Stage("slow methods, mosaics", slow, mosaics, 0.3),
         Stage("slow methods, further maps", slow, further, 0.25),
     ]
 
@@ -81,7 +84,8 @@ def prepare(photos: Path, out: Path, images: int, parts: int) -> list[Path]:
     items = chosen(read_dataset(photos, explainer.labels, len(explainer.labels or [])), images, SEED)
     folders = [out / f"part-{number:02}" for number in range(parts)]
     for number, folder in enumerate(folders):
-        for item in items[number::parts]:
+        # In a row, for they come class by class in turn: mosaics need several classes.
+        for item in items[number * len(items) // parts : (number + 1) * len(items) // parts]:
             file = folder / "photos" / item.name
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)

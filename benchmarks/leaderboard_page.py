@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import io
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from leaderboard import LONG
 from numpy.typing import NDArray
 from outside import BESIDE, others
 
@@ -21,7 +23,7 @@ from vit_explain.catalogue import passes
 from vit_explain.datasets import chosen, read_dataset
 from vit_explain.metric_registry import FAMILIES, METRICS, choose_metrics
 from vit_explain.records import NUMBERS, SETTINGS, Record
-from vit_explain.registry import choose_methods
+from vit_explain.registry import OTHERS, choose_methods
 from vit_explain.results import INTERVAL, RESAMPLES, Evaluation
 
 ROOT = Path(__file__).parents[1]
@@ -57,10 +59,11 @@ def gathered(folders: Sequence[Path], photos: Path) -> Evaluation:
 
 def publish(found: Evaluation, about: dict[str, Any]) -> list[Path]:
     """Write all three; ``about``: command, device, versions, seconds."""
-    ours = [name for name in found.order if name not in BESIDE and found.methods[name].family != "baselines"]
+    fast = quick(found)
+    ours = [name for name in fast.order if fast.methods[name].family not in ("baselines", OTHERS)]
     board = {
         "order": ours,
-        "standing": {name: round(found.standing[name], 4) for name in ours},
+        "standing": {name: round(fast.standing[name], 4) for name in ours},
         "model": found.settings["model"],
         "images": found.images,
         "seed": found.settings["seed"],
@@ -70,6 +73,12 @@ def publish(found: Evaluation, about: dict[str, Any]) -> list[Path]:
     PAGE.write_text("\n".join(page(found, about)) + "\n", encoding="utf-8")
     TABLE.write_bytes(gzip.compress(numbers(found), mtime=0))
     return [PAGE, TABLE, ASSET]
+
+
+def quick(found: Evaluation) -> Evaluation:
+    """Methods of one forward and at most one backward, and the baselines, which have been through every metric."""
+    methods = {name: one for name, one in found.methods.items() if one.fast and one.family != OTHERS}
+    return dataclasses.replace(found, methods={name: methods[name] for name in methods if name not in LONG})
 
 
 def numbers(found: Evaluation) -> bytes:
@@ -98,22 +107,24 @@ def page(found: Evaluation, about: dict[str, Any]) -> Iterator[str]:
     yield f"Seed {found.settings['seed']}; {versions}; {about['device']}. Intervals: 95 %, bootstrap of "
     yield (
         f"{RESAMPLES} draws over images. Options of metrics that are not the defaults: {_options(found)}. "
-        "Methods of many passes have further maps and mosaics on a quarter of the photos. Every number of every photo: "
-        "`leaderboard.csv.gz` beside this page.\n"
+        "Every number of every photo: `leaderboard.csv.gz` beside this page.\n"
     )
-    yield "## Standing\n"
+    yield "## Standing of methods of one forward and at most one backward\n"
     yield (
         "The mean place among the methods, from 0 (last) to 1 (first), in each family of metrics; a family's metrics "
         "count alike, and so do the families, complexity left out. Places say nothing of distances: look at the "
-        "numbers below. `--method best` takes the first of one forward and at most one backward, `best_slow` the first "
-        "of all.\n"
+        "numbers below, where methods of many passes stand beside these. `--method best` takes the first that can "
+        "explain the model at hand.\n"
     )
-    yield from standing(found)
+    yield from standing(quick(found))
     for family in FAMILIES:
         metrics = [metric for metric in found.scores if METRICS[metric].family == family]
         if metrics:
             yield f"\n## {family.capitalize()}\n"
-            yield "Mean ± half of the interval's width, and place.\n"
+            yield (
+                "Mean ± half of the interval's width, and place among all that were measured, on as many photos, or "
+                "classes of mosaics, as the second column says. What has a dash has not been measured.\n"
+            )
             yield from family_table(found, metrics)
     yield "\n## Other packages beside ours\n"
     yield from beside(found)
@@ -140,14 +151,19 @@ def standing(found: Evaluation) -> Iterator[str]:
 
 
 def _name(found: Evaluation, name: str) -> str:
-    return f"*{name}*" if found.methods[name].family in ("baselines", "others") else f"`{name}`"
+    return f"*{name}*" if found.methods[name].family in ("baselines", OTHERS) else f"`{name}`"
 
 
 def family_table(found: Evaluation, metrics: Sequence[str]) -> Iterator[str]:
     heads = " | ".join(f"{metric}, {METRICS[metric].direction}" for metric in metrics)
-    yield f"| method | {heads} |\n|---|{'---|' * len(metrics)}"
-    for name in found.order:
-        cells = []
+    yield f"| method | photos | {heads} |\n|---|---|{'---|' * len(metrics)}"
+    places = {
+        name: [found.scores[metric][name].rank for metric in metrics if name in found.scores[metric]]
+        for name in found.methods
+    }
+    for name in sorted((name for name in places if places[name]), key=lambda name: float(np.mean(places[name]))):
+        photos = sorted({found.scores[metric][name].images for metric in metrics if name in found.scores[metric]})
+        cells = [str(photos[0]) if photos[0] == photos[-1] else f"{photos[0]}–{photos[-1]}"]
         for metric in metrics:
             score = found.scores[metric].get(name)
             cells.append("–" if score is None else _cell(score.value, score.low, score.high, score.rank))
@@ -160,12 +176,14 @@ def _cell(value: float, low: float, high: float, rank: int) -> str:
 
 
 def beside(found: Evaluation) -> Iterator[str]:
-    yield "| theirs | ours | metric | theirs | ours |\n|---|---|---|---|---|"
+    yield "Means over the photos that both were measured on.\n"
+    yield "| theirs | ours | photos | metric | theirs | ours |\n|---|---|---|---|---|---|"
     for theirs, (ours, _) in BESIDE.items():
-        for metric in ("deletion", "insertion", "grid_pointing", "class_sensitivity"):
-            cells = [found.scores[metric].get(name) for name in (theirs, ours)]
-            texts = ["–" if score is None else f"{score.value:.4f}" for score in cells]
-            yield f"| {theirs} | `{ours}` | {metric} | {texts[0]} | {texts[1]} |"
+        for metric in ("deletion", "insertion", "saco", "grid_pointing", "class_sensitivity"):
+            rows = common(found, metric, theirs, ours)
+            if rows.size:
+                means = " | ".join(f"{mean:.4f}" for mean in rows.mean(1))
+                yield f"| {theirs} | `{ours}` | {rows.shape[1]} | {metric} | {means} |"
     yield ""
     for theirs, (ours, why) in BESIDE.items():
         yield f"- {theirs} and `{ours}`: {why}."
@@ -194,14 +212,20 @@ def own(found: Evaluation) -> Iterator[str]:
 
 def paired(found: Evaluation, metric: str) -> tuple[float, float, float] | None:
     """The mean difference over images and its interval; None for ratios of sums, and where either says nothing."""
-    known: list[dict[str, float]] = []
-    for name in (OWN, BEFORE):
-        rows = {one.image: one.numbers[metric] for one in found.of(name) if metric in one.numbers}
-        known.append({image: row[0] for image, row in rows.items() if len(row) == 1 and row[0] is not None})
-    both = [image for image in known[0] if image in known[1]]
-    if not both:
+    rows = common(found, metric, OWN, BEFORE)
+    if not rows.size:
         return None
-    differences: NDArray[np.float64] = np.array([known[0][image] - known[1][image] for image in both])
-    drawn = np.random.default_rng(0).integers(0, len(both), (RESAMPLES, len(both)))
+    differences = rows[0] - rows[1]
+    drawn = np.random.default_rng(0).integers(0, len(differences), (RESAMPLES, len(differences)))
     low, high = np.percentile(differences[drawn].mean(1), INTERVAL)
     return float(differences.mean()), float(low), float(high)
+
+
+def common(found: Evaluation, metric: str, *names: str) -> NDArray[np.float64]:
+    """(methods, photos): the numbers of several methods on the photos that all of them have one of."""
+    known: list[dict[str, float]] = []
+    for name in names:
+        rows = {one.image: one.numbers[metric] for one in found.of(name) if metric in one.numbers}
+        known.append({image: row[0] for image, row in rows.items() if len(row) == 1 and row[0] is not None})
+    images = [image for image in known[0] if all(image in one for one in known)]
+    return np.array([[one[image] for image in images] for one in known])

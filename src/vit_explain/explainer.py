@@ -27,7 +27,7 @@ from .leaderboard import best
 from .loading import DEFAULT_MODEL, load_model
 from .photos import DEFAULT_MAX_PIXELS
 from .prompts import Prompted
-from .registry import BEST, LEADING, METHODS, Method, choose_method, choose_methods, find
+from .registry import BEST, METHODS, Method, choose_method, choose_methods, find
 from .sharing import DIFFERENTIATED, Asked, Result, SharedLook, all_needs, groups
 from .targets import Target, resolve, spread
 from .types import Anatomy, Layer
@@ -91,7 +91,7 @@ class Explainer:
 
         ``images``: a path, PIL image or uint8 array (H, W, 3), a list of these, or an already preprocessed float
         tensor (C, H, W) or (B, C, H, W). ``method``: by default attention rollout without a target, and gradient
-        rollout with one; "best" and "best_slow": see ``best``. ``target``: see ``targets.spread``; class-specific
+        rollout with one; "best": see ``best``. ``target``: see ``targets.spread``; class-specific
         methods explain "top1" without one. ``progress``: called as ``progress(done, total)`` by methods that take many
         forwards; what it raises ends them.
         """
@@ -200,15 +200,13 @@ class Explainer:
         trace, _ = subject.look(pixels, frozenset({"attention"}))
         return subject.anatomy, trace.layers if trace.pool is None else [*trace.layers, trace.pool]
 
-    def best(self, name: str = BEST, target: Any = None, inputs: Any = None) -> Method:
-        """The method at the head of the leaderboard, of those that can explain this model.
-
-        ``name``: "best", among methods of one forward and at most one backward; "best_slow", among all. ``inputs``: the
-        preprocessed tensor, where that is to be explained and no photo.
+    def best(self, target: Any = None, inputs: Any = None) -> Method:
+        """The method at the head of the leaderboard, of those of one forward and at most one backward that can explain
+        this model. ``inputs``: the preprocessed tensor, where that is to be explained and no photo.
         """
         pixels = inputs if isinstance(inputs, Tensor) else torch.zeros(1, RGB, *self.preprocessing.size)
         anatomy = self.subject(checked_pixels(pixels)[:1])[0].anatomy
-        return best(name, anatomy, classes=target is not None or self.family.classes(self.plain) > 0)
+        return best(anatomy, classes=target is not None or self.family.classes(self.plain) > 0)
 
     def _asked(
         self,
@@ -218,7 +216,7 @@ class Explainer:
         progress: Callable[[int, int], None] | None,
         inputs: Any,
     ) -> Asked:
-        chosen = self.best(method, target, inputs) if method in LEADING else find(choose_method(method, target))
+        chosen = self.best(target, inputs) if method == BEST else find(choose_method(method, target))
         if target is not None and not chosen.class_specific:
             raise TargetError(
                 f"{chosen.name} does not depend on a class: leave the target out or choose another method"

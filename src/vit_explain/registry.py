@@ -209,9 +209,7 @@ def other_method(
     )
 
 
-# Names for the head of the leaderboard, and among what methods; see ``leaderboard``.
-BEST, BEST_SLOW = "best", "best_slow"
-LEADING = {BEST: "of one forward and at most one backward", BEST_SLOW: "of any number of passes"}
+BEST = "best"  # the head of the leaderboard, see ``leaderboard``
 
 
 def choose_method(name: str | None, target: Any) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from ..arguments import BUNDLED, ORIGINAL_DEFAULT, open_explainer, read_pairs, read_prompts, read_settings
 from ..errors import ImageError
-from ..registry import LEADING, choose_method, find
+from ..registry import BEST, choose_method, find
 from ..terminal import complain, print_json, progress, screen
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ def explain(
         typer.Option(
             metavar="NAME",
             help="One of `vit-explain methods`; by default rollout, and gradient_rollout where a --target is given. "
-            "'best' is the head of the leaderboard among methods of one forward and at most one backward, 'best_slow' "
-            "among all.",
+            "'best' is the head of the leaderboard of methods of one forward and at most one backward.",
         ),
     ] = None,
     target: Annotated[
@@ -110,20 +109,20 @@ def explain(
     texts = given(head_fusion=head_fusion, discard_ratio=discard_ratio, layer=layer, head=head)
     texts |= read_pairs(option or [])
     prompts, wanted = read_prompts(text or [], target or [], against)
-    name = method if method in LEADING else choose_method(method, wanted)
-    settings = {} if name in LEADING else read_settings(name, texts)  # what cannot be is said before a model is loaded
+    name = method if method == BEST else choose_method(method, wanted)
+    settings = {} if name == BEST else read_settings(name, texts)  # what cannot be is said before a model is loaded
     console = screen()
     if not as_json:
         announce(console, model, checkpoint)
     explainer = open_explainer(model, checkpoint, labels, device, prompts)
     if not as_json:
         introduce(console, explainer)
-    if name in LEADING:
+    if name == BEST:
         from ..leaderboard import said
 
-        found = explainer.best(name, wanted)
+        found = explainer.best(wanted)
         if not as_json:
-            console.print(f"Method: {said(name, found)}.")
+            console.print(f"Method: {said(found)}.")
         name, settings = found.name, read_settings(found.name, texts)
     if prompts and not target and not find(name).class_specific:
         wanted = None
