@@ -26,6 +26,8 @@ COMMANDS = [
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=[f"snippet {n}" for n in range(1, len(SNIPPETS) + 1)])
 def test_snippet_runs(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(ROOT / "examples" / "temple.jpg", tmp_path / "photo.jpg")
+    (tmp_path / "photos" / "church").mkdir(parents=True)
+    shutil.copy(ROOT / "examples" / "temple.jpg", tmp_path / "photos" / "church")
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "README.md", "exec"), {"__name__": "__readme__"})
     if ".save(" in snippet:

@@ -50,10 +50,12 @@ class Judge:
 
         def explained(explainer: Explainer, pixels: Tensor, classes: Tensor) -> Attribution:
             if method.family == OTHERS:
-                return Attribution(_checked(method, method.run(explainer.plain, pixels, classes), pixels, pictures))
+                with torch.enable_grad():
+                    found = method.run(explainer.plain, pixels.clone(), classes)  # which its code may change
+                return Attribution(_checked(method, found, pixels, pictures))
             wanted = classes.tolist() if method.class_specific else None
-            found = explainer.result(pixels, wanted, method.name, **options)
-            return Attribution(found.maps.to(pixels.device), found.facts, found.warnings)
+            result = explainer.result(pixels, wanted, method.name, **options)
+            return Attribution(result.maps.to(pixels.device), result.facts, result.warnings)
 
         def maps(explainer: Explainer, pixels: Tensor, classes: Tensor) -> Tensor:
             return explained(explainer, pixels, classes).map
