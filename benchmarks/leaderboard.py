@@ -1,8 +1,9 @@
 """The leaderboard: every method and some of other packages, by every metric, on photos that the model never saw.
 
 ``python benchmarks/leaderboard.py PHOTOS --out FOLDER [--device cuda] [--processes 8] [--images 300]`` works on parts
-of the photos in as many processes; stopped anywhere, the same command goes on. ``... --publish`` then puts the parts
-together, and writes docs/leaderboard.md, its numbers beside it, and what ``--method best`` reads.
+of the photos in as many processes; stopped anywhere, the same command goes on; ``--go-on`` begins with what is
+published. ``... --publish`` then puts the parts together, and writes docs/leaderboard.md, its numbers beside it, and
+what ``--method best`` reads.
 """
 
 from __future__ import annotations
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--publish", action="store_true", help="write the page from what is in --out")
+    parser.add_argument("--go-on", action="store_true", help="begin with the numbers that are published")
     given = parser.parse_args()
     file = given.out / "about.json"
     if given.publish:
@@ -150,6 +152,10 @@ def main() -> None:
         return
     folders = prepare(given.photos, given.out, given.images, given.processes)
     file.write_text(json.dumps(about(given)), encoding="utf-8")
+    if given.go_on:
+        from leaderboard_page import restore
+
+        restore(folders)
     run(folders, given.device, stages())
 
 

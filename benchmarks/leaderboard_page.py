@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from outside import BESIDE, others
 
 from vit_explain import Explainer
-from vit_explain import metrics as _registers_them  # noqa: F401
 from vit_explain.catalogue import passes
 from vit_explain.datasets import chosen, read_dataset
+from vit_explain.evaluate import MOSAIC
 from vit_explain.metric_registry import FAMILIES, METRICS, choose_metrics
 from vit_explain.records import NUMBERS, SETTINGS, Record
 from vit_explain.registry import OTHERS, choose_methods
@@ -28,6 +28,7 @@ from vit_explain.results import INTERVAL, RESAMPLES, Evaluation
 
 ROOT = Path(__file__).parents[1]
 PAGE, TABLE = ROOT / "docs" / "leaderboard.md", ROOT / "docs" / "leaderboard.csv.gz"
+MADE = ROOT / "docs" / "leaderboard.json"  # how: settings, command, device, versions
 ASSET = ROOT / "src" / "vit_explain" / "assets" / "leaderboard.json"
 OWN, BEFORE = "depth_lrp", "attn_lrp"  # the method of this package's own, and the one it is made of
 
@@ -72,7 +73,36 @@ def publish(found: Evaluation, about: dict[str, Any]) -> list[Path]:
     ASSET.write_text(json.dumps(board, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text("\n".join(page(found, about)) + "\n", encoding="utf-8")
     TABLE.write_bytes(gzip.compress(numbers(found), mtime=0))
-    return [PAGE, TABLE, ASSET]
+    MADE.write_text(json.dumps({"about": about, "settings": found.settings}, indent=1) + "\n", encoding="utf-8")
+    return [PAGE, TABLE, ASSET, MADE]
+
+
+def restore(folders: Sequence[Path]) -> None:
+    """Give the parts of a run what the table knows of their photos, so that a run goes on from what is published.
+
+    Curves, maps, seconds and digits beyond the fourth are not in the table. Mosaics belong to the part that has their
+    first photo, and are made anew where parts are others than they were.
+    """
+    settings = json.loads(MADE.read_text(encoding="utf-8"))["settings"]
+    labels = Explainer().labels or []
+    of = {file.relative_to(one / "photos").as_posix(): one for one in folders for file in (one / "photos").rglob("*.*")}
+    lines: dict[Path, list[str]] = {folder: [] for folder in folders}
+    for row in csv.DictReader(io.StringIO(gzip.decompress(TABLE.read_bytes()).decode("utf-8"))):
+        folder = of.get(row["image"].removeprefix(MOSAIC).split(" | ")[0])
+        if folder is not None:
+            target, label = int(row["target"]), labels.index(row["image"].removeprefix(MOSAIC).split("/")[0])
+            numbers = {
+                metric: [float(v) for v in row[metric].split(":")] if row[metric] != "-" else [None]
+                for metric in settings["metrics"]
+                if row.get(metric)
+            }
+            record = Record(
+                row["image"], row["method"], target, label, target == label, float(row["probability"]), 0.0, numbers
+            )
+            lines[folder].append(json.dumps(dataclasses.asdict(record)))
+    for folder, known in lines.items():
+        (folder / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+        (folder / NUMBERS).write_text("".join(f"{line}\n" for line in known), encoding="utf-8")
 
 
 def quick(found: Evaluation) -> Evaluation:
@@ -82,13 +112,14 @@ def quick(found: Evaluation) -> Evaluation:
 
 
 def numbers(found: Evaluation) -> bytes:
-    """A row an image and method, a column a metric; ratios of sums have their sums with a colon between them."""
+    """A row an image and method, a column a metric: a dash where it says nothing, no text where it was not measured;
+    ratios of sums have their sums with a colon between them."""
     file = io.StringIO()
-    metrics = list(found.scores)
+    metrics = found.metrics
     table = csv.writer(file, lineterminator="\n")
     table.writerow(["image", "method", "target", "probability", *metrics])
     for one in sorted(found.records, key=lambda record: (record.image, record.method)):
-        cells = [":".join(f"{v:.4g}" for v in one.numbers.get(metric, []) if v is not None) for metric in metrics]
+        cells = [":".join("-" if v is None else f"{v:.4g}" for v in one.numbers.get(metric, [])) for metric in metrics]
         table.writerow([one.image, one.method, one.target, f"{one.probability:.4g}", *cells])
     return file.getvalue().encode("utf-8")
 
@@ -141,12 +172,12 @@ def _options(found: Evaluation) -> str:
 
 
 def standing(found: Evaluation) -> Iterator[str]:
-    yield "| | method | standing | passes | seconds an image | first in |\n|---|---|---|---|---|---|"
+    yield "| | method | standing | passes | first in |\n|---|---|---|---|---|"
     for place, name in enumerate(found.order, 1):
         first = [metric for metric, scores in found.scores.items() if name in scores and scores[name].rank == 1]
         yield (
             f"| {place} | {_name(found, name)} | {found.standing[name]:.2f} | {passes(found.methods[name])} | "
-            f"{found.seconds[name]:.4f} | {', '.join(first)} |"
+            f"{', '.join(first)} |"
         )
 
 
