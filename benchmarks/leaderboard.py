@@ -26,7 +26,7 @@ from outside import others
 
 from vit_explain import Explainer, __version__
 from vit_explain.datasets import chosen, read_dataset
-from vit_explain.evaluate import BASELINES, evaluate
+from vit_explain.evaluation import BASELINES, evaluate
 from vit_explain.metric_registry import choose_metrics
 from vit_explain.registry import METHODS, Method, choose_methods
 

@@ -20,7 +20,7 @@ from outside import BESIDE, others
 from vit_explain import Explainer
 from vit_explain.catalogue import passes
 from vit_explain.datasets import chosen, read_dataset
-from vit_explain.evaluate import MOSAIC
+from vit_explain.evaluation import MOSAIC
 from vit_explain.metric_registry import FAMILIES, METRICS, choose_metrics
 from vit_explain.records import NUMBERS, SETTINGS, Record
 from vit_explain.registry import OTHERS, choose_methods

@@ -19,7 +19,7 @@ from small_models import CLASSES, GRID, SIZE, small
 from vit_explain import Explainer, other_method
 from vit_explain.datasets import Classes, chosen, read_dataset
 from vit_explain.errors import ImageError, ModelError, OptionError, OutputError
-from vit_explain.evaluate import evaluate
+from vit_explain.evaluation import evaluate
 from vit_explain.image import Geometry, Preprocessing, prepare
 from vit_explain.metric_registry import METRICS
 from vit_explain.mosaics import cell, composed, grouped

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,8 @@ def test_the_version_has_one_source() -> None:
     assert 'path = "src/vit_explain/_version.py"' in (root / "pyproject.toml").read_text(encoding="utf-8")
     assert re.fullmatch(r"\d+\.\d+\.\d+", vit_explain.__version__)
     assert f"## [{vit_explain.__version__}]" in (root / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_no_public_name_is_that_of_a_module() -> None:
+    """Importing the module would put it in the name's place."""
+    assert not [name for name in PUBLIC if find_spec(f"vit_explain.{name}")]

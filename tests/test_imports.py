@@ -61,7 +61,7 @@ LEVELS = [
     {"explainer"},
     {"inspection", "judging", "original", "plots", "records", "runs"},
     {"results"},
-    {"evaluate", "report", "verdict"},
+    {"evaluation", "report", "verdict"},
     {"arguments", "web"},
     {"commands.explain", "commands.methods", "commands.original"},
     {

@@ -12,7 +12,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .errors import VitExplainError
-    from .evaluate import evaluate
+    from .evaluation import evaluate
     from .explainer import Explainer, explain, list_methods
     from .explanation import Explanation
     from .loading import list_models, load_model
@@ -28,7 +28,7 @@ _WHERE = {
     "VITAttentionGradRollout": "original",
     "VITAttentionRollout": "original",
     "VitExplainError": "errors",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "explain": "explainer",
     "list_methods": "explainer",
     "list_models": "loading",

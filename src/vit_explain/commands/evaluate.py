@@ -75,7 +75,7 @@ def evaluate(
     """Evaluate methods on a dataset: report.html, scores.csv and numbers.csv, with random maps beside the methods."""
     from .. import methods as _registers_methods  # noqa: F401
     from .. import metrics as _registers_metrics  # noqa: F401
-    from ..evaluate import evaluate as run
+    from ..evaluation import evaluate as run
     from ..metric_registry import choose_metrics
     from ..registry import choose_methods
     from ..report import save
