@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def run(device: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.skipif(not fused.available(), reason="Triton is not installed")
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_interpreted():
     assert "144 compared" in run("cpu", TRITON_INTERPRET="1")
 
@@ -45,7 +46,7 @@ def test_maps_on_a_device_are_those_of_the_processor(method):
     torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-5 * float(here.abs().max()))
 
 
-def test_what_the_kernels_take():
+def test_what_the_kernels_take(monkeypatch):
     """Everything else goes the plain way; the device is checked first, so it is feigned here."""
 
     class OnDevice(Layer):
@@ -53,19 +54,23 @@ def test_what_the_kernels_take():
 
     x = torch.randn(1, 2, 5, 8)
     layer = OnDevice(1.0, q=x, k=x, v=x, grad_out=x)
-    available = fused.available()
-    assert fused.fuses(attention_paths.plain, layer) == available
-    assert fused.fuses(attention_paths.positive_product, layer) == available
-    wide = torch.randn(1, 2, 5, 256)
+    monkeypatch.setattr(fused, "available", lambda device: True)
+    assert fused.fuses(attention_paths.plain, layer) and fused.fuses(attention_paths.positive_product, layer)
+    wide = torch.randn(1, 2, 5, 65)
     for other in (
         replace(layer, bias=torch.zeros(1, 1, 5, 5)),
         replace(layer, causal=True),
         replace(layer, q=None, k=None, probabilities=torch.rand(1, 2, 5, 5)),
         replace(layer, q=wide, k=wide),
+        replace(layer, q=x.double(), k=x.double()),
+        replace(layer, k=x.half()),
         Layer(1.0, q=x, k=x),
     ):
         assert not fused.fuses(attention_paths.plain, other)
     assert not fused.fuses(attention_paths.product, replace(layer, grad_out=None))
+    assert not fused.fuses(attention_paths.product, replace(layer, v=wide, grad_out=wide))
+    monkeypatch.setattr(fused, "available", lambda device: False)
+    assert not fused.fuses(attention_paths.plain, layer)
     assert not fused.fuses(Layer.attention, layer)
 
 

@@ -8,14 +8,20 @@ row's log-sum-exp of the scores, then all heads of a tile one after the other.
 from __future__ import annotations
 
 import functools
+import importlib.util
+import os
+import shutil
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
+import torch
 from torch import Tensor
 
 from .types import Layer
 
-MOST_CHANNELS = 128  # of a head; larger tiles would not fit
+MOST_CHANNELS = 64  # of a head; tiles of more would not fit
+SHARED_MEMORY = 163_840  # bytes that the tiles of float32 take of a block's shared memory
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Products of float32 numbers: three TF32 products make one that is exact to float32's rounding.
 PRECISION = "tf32x3"
 
@@ -37,27 +43,28 @@ class Fusable:
 
 
 @functools.cache
-def available() -> bool:
-    """Whether there is Triton; PyTorch's packages for CUDA on Linux bring it."""
-    try:
-        import triton  # noqa: F401
-    except ImportError:
+def available(device: torch.device) -> bool:
+    """Whether there is Triton, which PyTorch's packages for CUDA on Linux bring, the C compiler that it needs, and a
+    device whose blocks have room for the tiles."""
+    if importlib.util.find_spec("triton") is None:
         return False
-    return True
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return False
+    room = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
+    return room >= SHARED_MEMORY
 
 
 def fuses(weights: Any, layer: Layer) -> TypeGuard[Fusable]:
     """Whether the kernels can make these weights of this layer."""
-    if not isinstance(weights, Fusable) or layer.device.type != "cuda" or layer.q is None:
+    if not isinstance(weights, Fusable) or layer.device.type != "cuda" or layer.bias is not None or layer.causal:
         return False
-    needs_gradient = weights.kind != "attention"
+    read = [layer.q, layer.k] if weights.kind == "attention" else [layer.q, layer.k, layer.v, layer.grad_out]
+    known = [one for one in read if one is not None]
     return (
-        layer.bias is None
-        and not layer.causal
-        and layer.q.shape[-1] <= MOST_CHANNELS
-        and (not needs_gradient or (layer.grad_out is not None and layer.v is not None))
-        and (not needs_gradient or layer.v.shape[-1] <= MOST_CHANNELS)  # type: ignore[union-attr]
-        and available()
+        len(known) == len(read)
+        and all(one.dtype == known[0].dtype and one.shape[-1] <= MOST_CHANNELS for one in known)
+        and known[0].dtype in DTYPES
+        and available(layer.device)
     )
 
 

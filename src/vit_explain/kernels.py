@@ -28,8 +28,6 @@ def mean_over_heads(
     m = k.shape[2]
     # Operands that a product takes as they are; what is not used is not read.
     g, w = (q, k) if gradient is None or v is None else (gradient, v)
-    if g.dtype != w.dtype:
-        g, w = g.float(), w.float()
     out = torch.empty(batch, n, m, device=q.device, dtype=torch.float32)
     sums = torch.empty(batch, heads, n, device=q.device, dtype=torch.float32)
     each = torch.ones(1, device=q.device) if shares is None else shares.float().contiguous()
