@@ -19,7 +19,7 @@ from typing import Any
 import timm
 import torch
 from measuring import MAPS_A_BARE_RUN, Work, at_most, backward, build, forward, images, in_turns, milliseconds, table
-from methods import LIMIT, cases
+from methods import LIMIT, cases, cost
 from rich.table import Table
 
 from vit_explain import Explainer
@@ -101,8 +101,7 @@ def rows_of(name: str, side: int, dtype: str, rounds: int) -> Iterator[list[str]
                 numbers = (milliseconds(found.bare, 1), milliseconds(found.work, 1), ratio, most, met)
                 failure = f"bare: {bare.failure}" if bare.failure else work.failure
                 measured = ("", "", "", most, failure, "") if failure else (*numbers, f"{work.peak / bare.peak:.2f}")
-                cost = f"{one.forwards}F {one.backwards}B{' +' if one.beyond_passes else ''}"
-                yield [one.name, cost, name, str(side), dtype, str(len(pixels)), *measured]
+                yield [one.name, cost(one), name, str(side), dtype, str(len(pixels)), *measured]
 
 
 def all_rows(models: Sequence[str], sides: Sequence[int], dtypes: Sequence[str], rounds: int) -> Iterator[list[str]]:

@@ -28,7 +28,7 @@ from vit_explain import Explainer, __version__
 from vit_explain.datasets import chosen, read_dataset
 from vit_explain.evaluation import BASELINES, evaluate
 from vit_explain.metric_registry import choose_metrics
-from vit_explain.registry import METHODS, Method, choose_methods
+from vit_explain.registry import METHODS, choose_methods
 
 SEED = 0
 LONG = {"attention_flow"}  # one forward, and then a second of the processor
@@ -94,13 +94,12 @@ def prepare(photos: Path, out: Path, images: int, parts: int) -> list[Path]:
     return folders
 
 
-def work(folder: Path, device: str, todo: Sequence[Stage], strangers: Sequence[Method] | None = None) -> None:
+def work(folder: Path, device: str, todo: Sequence[Stage]) -> None:
     """All stages on the photos of one part; one that fails is told of, and the others go on."""
     if device != "cpu":
         torch.set_num_threads(1)  # processes that share a device would get into each other's way
         torch.set_float32_matmul_precision("high")  # TF32, several times as fast
-    explainer = Explainer(device=device)
-    strangers = others() if strangers is None else strangers
+    explainer, strangers = Explainer(device=device), others()
     number = sum(1 for _ in (folder / "photos").rglob("*.*"))
     for stage in todo:
         began = time.monotonic()

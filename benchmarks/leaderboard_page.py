@@ -22,7 +22,7 @@ from vit_explain.catalogue import passes
 from vit_explain.datasets import chosen, read_dataset
 from vit_explain.evaluation import MOSAIC
 from vit_explain.metric_registry import FAMILIES, METRICS, choose_metrics
-from vit_explain.records import NUMBERS, SETTINGS, Record
+from vit_explain.records import NUMBERS, SETTINGS, Record, Records
 from vit_explain.registry import OTHERS, choose_methods
 from vit_explain.results import INTERVAL, RESAMPLES, Evaluation
 
@@ -36,18 +36,16 @@ OWN, BEFORE = "depth_lrp", "attn_lrp"  # the method of this package's own, and t
 def gathered(folders: Sequence[Path], photos: Path) -> Evaluation:
     """All parts of a run as one evaluation."""
     explainer = Explainer()
-    found: dict[tuple[str, str], Record] = {}
+    found: list[Record] = []
     settings: dict[str, Any] = {}
     for folder in folders:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        for line in (folder / NUMBERS).read_text(encoding="utf-8").splitlines():
-            record = Record(**json.loads(line))
-            known = found.setdefault((record.image, record.method), record)
-            known.numbers |= record.numbers
+        settings.pop("files", None)
+        found += Records(folder, settings)
     items = chosen(read_dataset(photos, explainer.labels, len(explainer.labels or [])), None, 0)
-    scored = {method for _, method in found}
+    scored = {one.method for one in found}
     return Evaluation(
-        list(found.values()),
+        found,
         {one.name: one for one in (*choose_methods(["all"]), *others()) if one.name in scored},
         [one.name for one in choose_metrics(list(settings["metrics"]))],
         settings,

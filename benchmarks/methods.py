@@ -24,6 +24,11 @@ def cases(with_backward: bool) -> list[tuple[Method, float | None]]:
     return [(one, limit if max(one.forwards, one.backwards) == 1 and not one.beyond_passes else None) for one in few]
 
 
+def cost(one: Method) -> str:
+    """Its passes, and a plus where its definition asks for more."""
+    return f"{one.forwards}F {one.backwards}B{' +' if one.beyond_passes else ''}"
+
+
 def methods(rounds: int) -> Table:
     rows = table("Cost over one bare forward, or over one forward and backward to the pixels", "method", "passes",
                  "model", "batch", "bare ms", "with map ms", "ratio", "limit", "met")  # fmt: skip
@@ -34,7 +39,6 @@ def methods(rounds: int) -> Table:
             maps = [partial(explainer.attribute, pixels, None, one.name) for one, _ in chosen]
             timings = in_turns(partial(bare, model, pixels), maps, rounds)
             for (one, limit), found in zip(chosen, timings, strict=True):
-                passes = f"{one.forwards}F {one.backwards}B{' +' if one.beyond_passes else ''}"
-                rows.add_row(one.name, passes, title, str(len(pixels)), milliseconds(found.bare),
+                rows.add_row(one.name, cost(one), title, str(len(pixels)), milliseconds(found.bare),
                              milliseconds(found.work), *at_most(found.ratio, limit))  # fmt: skip
     return rows

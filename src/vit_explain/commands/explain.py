@@ -29,13 +29,6 @@ Checkpoint = Annotated[
 Labels = Annotated[
     str | None, typer.Option(metavar="FILE", help="Class names: one a line, or JSON; by default the model's own.")
 ]
-MethodName = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="One of `vit-explain methods`; by default rollout, and gradient_rollout where a --target is given.",
-    ),
-]
 Against = Annotated[
     str | None, typer.Option(metavar="CLASS", help="Explain --target rather than this class, or --text than this text.")
 ]

@@ -19,7 +19,6 @@ from .explain import (
     Extra,
     Labels,
     MaxPixels,
-    MethodName,
     Model,
     Opacity,
     announce,
@@ -40,7 +39,13 @@ def sweep(
     model: Model = BUNDLED,
     checkpoint: Checkpoint = None,
     labels: Labels = None,
-    method: MethodName = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="One of `vit-explain methods`; by default rollout, and gradient_rollout where a --target is given.",
+        ),
+    ] = None,
     target: Annotated[
         str | None, typer.Option(metavar="CLASS", help="Class to explain: a number, a label, or 'top1'.")
     ] = None,
