@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import CLASSES, GRID, SIZE, small
+from small_models import CLASSES, GRID, PATCH, SIZE, small
 
 from vit_explain import Explainer, other_method
 from vit_explain.datasets import Classes, chosen, read_dataset
 from vit_explain.errors import ImageError, ModelError, OptionError, OutputError
 from vit_explain.evaluation import evaluate
 from vit_explain.image import Geometry, Preprocessing, prepare
+from vit_explain.inputs import read
 from vit_explain.metric_registry import METRICS
 from vit_explain.mosaics import cell, composed, grouped
 from vit_explain.photos import load_image
@@ -463,3 +464,13 @@ def test_mosaics_are_scored(tmp_path):
         # Of four methods on eight photos and two mosaics, with four classes each.
         assert seen[-1] == (64, 64) and seen == sorted(seen)
         seen.clear()
+    own = [one for one in found.records if one.image.startswith("mosaic") and one.method == "gae"]
+    for record in own:  # each class alone
+        names = record.image.removeprefix("mosaic ").rpartition(": ")[0].split(" | ")
+        pixels = [read(tmp_path / "photos" / name, HOW, 10**6).pixels[0] for name in names]
+        (values,) = explainer.attribute(composed(pixels, 2)[None], record.target, "gae").clamp_min(0)
+        place = [int(name.partition("-")[0]) for name in names].index(record.target)
+        top, left, bottom, right = cell(place, 2, SIZE)
+        inside = values.repeat_interleave(PATCH, 0).repeat_interleave(PATCH, 1)[top:bottom, left:right].sum()
+        assert record.numbers["grid_pointing"] == [pytest.approx(float(inside / values.sum()) / PATCH**2, rel=1e-4)]
+    assert len({record.numbers["grid_pointing"][0] for record in own}) == 8

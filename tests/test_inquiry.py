@@ -56,7 +56,7 @@ def test_tokens_and_their_gradients_are_the_models_own(model, pixels):
 
 def test_patches_are_dropped_after_positions_are_added(vit, pixels):
     """Against a forward by hand: tokens with their positions, some left out, then the blocks."""
-    inquiry = ModelInquiry(subject(vit), 3, tuple(Target(str(n), n) for n in (0, 1, 3)))
+    inquiry = ModelInquiry(subject(vit), 3, (tuple(Target(str(n), n) for n in (0, 1, 3)),))
     keep = torch.rand(3, GRID[0] * GRID[1], generator=torch.Generator().manual_seed(0)) > 0.4
     keep[1] = True
     keep[2] = False
@@ -71,7 +71,7 @@ def test_patches_are_dropped_after_positions_are_added(vit, pixels):
 
 
 def test_rows_belong_to_images_in_order(vit, pixels):
-    inquiry = ModelInquiry(subject(vit), 3, tuple(Target(str(n), n) for n in (0, 1, 3)))
+    inquiry = ModelInquiry(subject(vit), 3, (tuple(Target(str(n), n) for n in (0, 1, 3)),))
     many = pixels.repeat_interleave(2, 0)
     torch.testing.assert_close(inquiry.probe(many), inquiry.probe(pixels).repeat_interleave(2))
     again = inquiry.again(many, {"pixels", "gradient"})
@@ -81,7 +81,7 @@ def test_rows_belong_to_images_in_order(vit, pixels):
 
 @pytest.mark.parametrize("name", ["eva with rotary positions", "beit with relative position bias"])
 def test_positions_in_attention_forbid_dropping(name, pixels):
-    inquiry = ModelInquiry(subject(small(name)), 3, (Target("0", 0),) * 3)
+    inquiry = ModelInquiry(subject(small(name)), 3, ((Target("0", 0),) * 3,))
     with pytest.raises(OptionError, match="cannot be left out as tokens; fill them instead"):
         inquiry.probe(pixels, torch.ones(3, GRID[0] * GRID[1], dtype=torch.bool))
 

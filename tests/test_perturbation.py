@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from vit_explain import Contrast, Explainer
 from vit_explain.errors import OptionError
 from vit_explain.family import family_of
 from vit_explain.image import Preprocessing, prepare
-from vit_explain.inquiry import CHUNK, Subject
+from vit_explain.inquiry import CHUNK, ModelInquiry, Subject
 from vit_explain.perturb import answers, at_pixels
 from vit_explain.superpixels import superpixels
 from vit_explain.targets import Target
@@ -611,6 +612,47 @@ def test_functions_and_contrasts_have_their_say(name, few_pixels):
 
     np.testing.assert_allclose(found(probability), found(TARGET), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(found(Contrast(0, 3)), found(0) - found(3), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*METHODS, "scorecam"])
+def test_several_classes_cost_the_forwards_of_one(name, few_pixels):
+    """Each has the map that it has alone, also where the pictures are the same and their classes are not."""
+    model, pixels = tiny(), few_pixels[[0, 1, 0]]
+    forwards: list[int] = []
+    model.blocks[-1].register_forward_hook(lambda _module, args, _out: forwards.append(len(args[0])))
+    explainer, options = Explainer(model), FEW.get(name, {})
+    columns = ([0, 1, 2], [3, 3, 0], [1, 0, 1])
+    alone, costs = [], []
+    for column in columns:
+        forwards.clear()
+        alone.append(explainer.attribute(pixels, column, name, **options))
+        costs.append(sum(forwards))
+    forwards.clear()
+    together = explainer.attribute(pixels, [list(own) for own in zip(*columns, strict=True)], name, **options)
+    torch.testing.assert_close(together.unflatten(0, (3, 3)), torch.stack(alone, 1), rtol=0, atol=0)
+    if name in ("vit_cx", "tis"):  # which look for their masks anew
+        assert sum(forwards) <= costs[0] + 3 * len(pixels)
+    else:
+        assert sum(forwards) == costs[0]
+
+
+def test_a_method_may_ask_something_else_about_each_class(few_pixels):
+    """What is kept for other classes answers the same question, and no other."""
+    model = tiny()
+    family = family_of(model)
+    subject = Subject(model, family, family.anatomy(model, (3, 16, 32)))
+    columns = tuple((Target(str(n), n),) for n in (0, 3))
+    inquiries = [ModelInquiry(subject, 1, columns, number) for number in (0, 1)]
+    shared = dataclasses.replace(inquiries[1], known=inquiries[0].known)
+    keep = torch.tensor([[True] * 6 + [False] * 2, [False] * 2 + [True] * 6])
+    other, picture = keep.flip(0), few_pixels[:1]
+    inquiries[0].probe(picture, keep)
+    inquiries[0].probe(picture)
+    for asked in ((picture, keep), (picture, other), (picture,), (picture + 1e-6,), (picture.flip(3),)):
+        plain = ModelInquiry(subject, 1, columns[1:]).probe(*asked)
+        torch.testing.assert_close(shared.probe(*asked), plain, rtol=0, atol=0)
+        logit = ModelInquiry(subject, 1, columns[1:]).probe(*asked, probability=False)
+        torch.testing.assert_close(shared.probe(*asked, probability=False), logit, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", METHODS)

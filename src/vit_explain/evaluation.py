@@ -46,6 +46,7 @@ class Batch:
     labels: Tensor  # (B,), -1 where not known
     targets: Tensor | None = None  # (B,), where they are not read off the model's answer
     truth: Tensor | None = None  # (B, H, W) booleans at the pixels that patches cover
+    one: bool = False  # the same picture B times, for other classes
 
 
 def evaluate(
@@ -215,10 +216,8 @@ class _Run:
                 top, left, bottom, right = cell(place, side, (whole.shape[1], whole.shape[2]))
                 mask[top:bottom, left:right] = True
             targets = torch.tensor([int(name.rpartition(": ")[2]) for name in names])
-            for some in torch.arange(len(group)).split(self._together):
-                pixels = whole.expand(len(some), -1, -1, -1).contiguous()
-                batch = Batch([names[i] for i in some], pixels, targets[some], targets[some], truth[some])
-                self._measure(batch, metrics)
+            pixels = whole.expand(len(group), -1, -1, -1)
+            self._measure(Batch(names, pixels, targets, targets, truth, one=True), metrics)
 
     @functools.cached_property
     def _together(self) -> int:
@@ -294,7 +293,9 @@ class _Run:
         metrics: Sequence[Metric],
     ) -> list[Record]:
         options = self.settings["methods"][method.name]
-        case = self.judge.case(method, options, pictures, whole, targets, labels=batch.labels, truth=batch.truth)
+        case = self.judge.case(
+            method, options, pictures, whole, targets, labels=batch.labels, truth=batch.truth, one=batch.one
+        )
         known = [one for one in metrics if "truth" not in one.needs or case.truth is not None]
         nothing: dict[str, list[float | None]] = {one.name: [None] for one in metrics if one not in known}
         case.prepare([part for one in known for part in one.parts(**self.settings["metrics"][one.name])])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from .capture import differentiate, evaluation_mode, look, match
 from .errors import ModelError, OptionError
 from .family import Family
 from .hooks import hooked
+from .seeds import fingerprint
 from .targets import Target, probabilities, score
 from .types import Anatomy, Trace
 
@@ -25,6 +26,7 @@ ACCELERATOR_TOKENS = 32 * 197
 ACCELERATOR_PROBE_TOKENS = 2 * ACCELERATOR_TOKENS
 
 Report = Callable[[int, int], None]  # (done, total)
+Columns = Sequence[Sequence[Target]]  # targets, K columns of one an image
 
 
 @dataclass(eq=False)
@@ -98,7 +100,7 @@ class Subject:
             if "gradient" in needs:
                 keep = keep_graph or "graph" in needs
                 trace = differentiate(trace, value, needs, keep_graph=keep)
-        return dataclasses.replace(trace, y=value.detach(), inquiry=ModelInquiry(self, len(targets), tuple(targets)))
+        return dataclasses.replace(trace, y=value.detach(), inquiry=ModelInquiry(self, len(targets), (tuple(targets),)))
 
     @property
     def together(self) -> int:
@@ -158,11 +160,22 @@ class Subject:
 
 @dataclass(frozen=True)
 class ModelInquiry:
-    """``types.Inquiry`` about some images and, for each, a target; without targets there is no y."""
+    """``types.Inquiry`` about some images and, for each, a target; without targets there is no y.
+
+    ``columns``: all that a method will be asked about, K columns of a target an image, of which this is about the one
+    with number ``column``. What a forward of ``probe`` answers for all of them is kept in ``known``, which inquiries
+    about the others share: K classes cost the forwards of one, as long as a method asks the same about each.
+    """
 
     subject: Subject
     images: int
-    targets: tuple[Target, ...] = ()
+    columns: tuple[tuple[Target, ...], ...] = ()
+    column: int = 0
+    known: dict[Hashable, Tensor] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        return self.columns[self.column] if self.columns else ()
 
     @property
     def room(self) -> int:
@@ -176,7 +189,8 @@ class ModelInquiry:
         return self.subject.rows(kept)
 
     def single(self, image: int) -> ModelInquiry:
-        return ModelInquiry(self.subject, 1, self.targets[image : image + 1])
+        own = tuple(column[image : image + 1] for column in self.columns)
+        return dataclasses.replace(self, images=1, columns=own)
 
     def progress(self, done: int, total: int) -> None:
         if self.subject.report is not None:
@@ -185,12 +199,12 @@ class ModelInquiry:
     def again(self, pixels: Tensor, needs: Iterable[str], within: AbstractContextManager[Any] | None = None) -> Trace:
         needs = frozenset(needs)
         trace, output = self.subject.look(pixels, needs, within)
-        return self.subject.about(trace, output, self._repeated(len(pixels)), needs, keep_graph=False)
+        return self.subject.about(trace, output, self._repeated(self.targets, len(pixels)), needs, keep_graph=False)
 
     def probe(self, pixels: Tensor, keep: Tensor | None = None, *, probability: bool = True) -> Tensor:
         number = len(pixels) if keep is None else len(keep)
         values = torch.empty(number, device=pixels.device)
-        targets = self._repeated(number)
+        columns = [self._repeated(column, number) for column in self.columns or ((),)]
         # Rows of one forward must keep equally many patches.
         counts = torch.zeros(number, dtype=torch.long) if keep is None else keep.sum(1).cpu()
         with torch.no_grad():
@@ -199,12 +213,24 @@ class ModelInquiry:
                 for some in rows.split(self.rows(None if keep is None else int(count))):
                     kept = None if keep is None else keep[some]
                     seen = pixels if len(pixels) in (1, len(some)) else pixels[some]
-                    values[some] = self._forward(seen, kept, [targets[int(row)] for row in some], probability)
+                    asked = tuple(tuple(column[row] for row in some.tolist()) for column in columns)
+                    values[some] = self._forward(seen, kept, asked, probability)
         return values
 
-    def _forward(self, pixels: Tensor, keep: Tensor | None, targets: Sequence[Target], probability: bool) -> Tensor:
+    def _forward(self, pixels: Tensor, keep: Tensor | None, columns: Columns, probability: bool) -> Tensor:
+        """y (rows,) of the present one of these columns."""
+        if len(columns) == 1:
+            return self._answer(pixels, keep, columns, probability)[0]
+        key = (fingerprint(pixels), None if keep is None else fingerprint(keep), columns, probability)
+        if key not in self.known:
+            self.known[key] = self._answer(pixels, keep, columns, probability)
+        return self.known[key][self.column]
+
+    def _answer(self, pixels: Tensor, keep: Tensor | None, columns: Columns, probability: bool) -> Tensor:
+        """y (K, rows) of one forward."""
         output, logits = self.subject.respond(pixels, keep)
-        return score(targets, probabilities(logits) if probability else logits, output)
+        scores = probabilities(logits) if probability else logits
+        return torch.stack([score(column, scores, output) for column in columns])
 
     def lens(self, tokens: Tensor) -> Any:
         with evaluation_mode(self.subject.model):
@@ -213,16 +239,16 @@ class ModelInquiry:
     def value(self, output: Any, *, probability: bool = False) -> Tensor:
         logits = self.subject.family.logits(output)
         scores = probabilities(logits) if probability else logits
-        return score(self._repeated(len(logits)), scores, output)
+        return score(self._repeated(self.targets, len(logits)), scores, output)
 
     def projection(self, block: int) -> Tensor:
         return self.subject.family.projection(self.subject.model, block).detach().float()
 
-    def _repeated(self, rows: int) -> list[Target]:
+    def _repeated(self, targets: Sequence[Target], rows: int) -> list[Target]:
         each, rest = divmod(rows, self.images)
-        if rest or not self.targets:
-            raise ValueError(f"{rows} rows for {self.images} images with {len(self.targets)} targets")
-        return [target for target in self.targets for _ in range(each)]
+        if rest or not targets:
+            raise ValueError(f"{rows} rows for {self.images} images with {len(targets)} targets")
+        return [target for target in targets for _ in range(each)]
 
 
 def finite(values: Tensor) -> bool:

@@ -45,30 +45,36 @@ class Judge:
         *,
         labels: Tensor | None = None,
         truth: Tensor | None = None,
+        one: bool = False,
     ) -> Case:
-        """The method's maps of the pictures for these classes (B,), and what it said beside them."""
+        """The method's maps of the pictures for these classes (B,), and what it said beside them.
 
-        def explained(explainer: Explainer, pixels: Tensor, classes: Tensor) -> Attribution:
+        ``one``: whether all pictures are one and the same, which is then looked at once for all its classes.
+        """
+
+        def explained(explainer: Explainer, pixels: Tensor, classes: Tensor, at_once: bool = False) -> Attribution:
             if method.family == OTHERS:
                 with torch.enable_grad():
                     found = method.run(explainer.plain, pixels.clone(), classes)  # which its code may change
                 return Attribution(_checked(method, found, pixels, pictures))
             wanted = classes.tolist() if method.class_specific else None
-            result = explainer.result(pixels, wanted, method.name, **options)
-            return Attribution(result.maps.to(pixels.device), result.facts, result.warnings)
+            result = explainer.result(pixels[:1] if at_once else pixels, wanted, method.name, **options)
+            rows = [0] * len(classes) if at_once and wanted is None else list(range(len(classes)))
+            facts = {name: values[rows] for name, values in result.facts.items()}
+            return Attribution(result.maps[rows].to(pixels.device), facts, [result.warnings[row] for row in rows])
 
-        def maps(explainer: Explainer, pixels: Tensor, classes: Tensor) -> Tensor:
-            return explained(explainer, pixels, classes).map
+        def maps(pixels: Tensor, classes: Tensor) -> Tensor:
+            return explained(self.explainer, pixels, classes).map
 
         @functools.cache
         def rerandomised(share: float) -> Tensor:
             randomised, explainer = self._random
             with randomised.last(share):
-                return maps(explainer, pictures.pixels, targets)
+                return explained(explainer, pictures.pixels, targets, one).map
 
         device = pictures.pixels.device
         began = clock(device)
-        found = explained(self.explainer, pictures.pixels, targets)
+        found = explained(self.explainer, pictures.pixels, targets, one)
         return Case(
             found.map,
             targets,
@@ -79,7 +85,7 @@ class Judge:
             found.facts,
             found.warnings or [[] for _ in targets],
             clock(device) - began,
-            functools.partial(maps, self.explainer),
+            maps,
             rerandomised,
         )
 

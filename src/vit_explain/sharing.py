@@ -13,14 +13,12 @@ from torch import Tensor
 
 from .artifacts import warned
 from .errors import ModelError, TargetError, VitExplainError
-from .inquiry import ModelInquiry, Subject, Tally
+from .inquiry import Columns, ModelInquiry, Subject, Tally
 from .registry import Method
 from .targets import Target
 from .types import Anatomy, Attribution, Trace
 
 DIFFERENTIATED = {"gradient", "graph", "pixels", "probe"}  # needs that autograd, or a later look, serves
-
-Columns = Sequence[Sequence[Target]]  # targets, K columns of one an image
 
 
 @dataclass(eq=False)
@@ -114,6 +112,7 @@ class SharedLook:
         self._asked = sorted(asked, key=lambda one: ("probe" in one.needs, -len(one.needs)))
         self._images, self._device = len(pixels), pixels.device
         self._found: dict[str, list[Attribution]] = {one.name: [] for one in asked}
+        self._known: dict[str, dict[Any, Tensor]] = {}  # answers that serve a method for several targets
         for one in asked:
             if (reason := layout_refusal(one.method, one.needs, subject.anatomy)) is not None:
                 raise ModelError(reason)
@@ -144,19 +143,19 @@ class SharedLook:
             if graph:
                 trace = self._about(all_needs(graph), column, keep_graph=True)
                 for one in graph:
-                    self._run(one, trace, column, calls)
+                    self._run(one, trace, columns, number, calls)
                 del trace
-            answers.append(self._differentiated(gradient, rest, column, calls, last=number == len(columns) - 1))
+            answers.append(self._differentiated(gradient, rest, columns, number, calls))
         if not columns:
             self._leave_graph(rest)
         for at, one in enumerate(rest):
             if one.method.class_specific:
-                for number, (column, y) in enumerate(zip(columns, answers, strict=True)):
+                for number, y in enumerate(answers):
                     trace = dataclasses.replace(self._trace, y=y)
-                    self._run(one, trace, column, each * len(columns) - number)
+                    self._run(one, trace, columns, number, each * len(columns) - number)
                     del trace
             else:
-                self._run(one, self._trace, (), each)
+                self._run(one, self._trace, (), 0, each)
             self._trace = narrowed(self._trace, all_needs(rest[at + 1 :]))
         return {
             one.name: self._result(one, columns if one.method.class_specific else ())
@@ -165,14 +164,15 @@ class SharedLook:
         }
 
     def _differentiated(
-        self, gradient: Sequence[Asked], rest: Sequence[Asked], column: Sequence[Target], calls: float, *, last: bool
+        self, gradient: Sequence[Asked], rest: Sequence[Asked], columns: Columns, number: int, calls: float
     ) -> Tensor | None:
-        """Run the methods that need gradients of these targets; returns y (B,)."""
-        trace = self._about(all_needs(gradient), column, keep_graph=not last)
+        """Run the methods that need gradients of one column of targets; returns y (B,)."""
+        last = number == len(columns) - 1
+        trace = self._about(all_needs(gradient), columns[number], keep_graph=not last)
         if last:
             self._leave_graph(rest)
         for at, one in enumerate(gradient):
-            self._run(one, trace, column, calls)
+            self._run(one, trace, columns, number, calls)
             trace = narrowed(trace, all_needs(gradient[at + 1 :]))
         return trace.y
 
@@ -196,14 +196,16 @@ class SharedLook:
             biases=None,
         )
 
-    def _run(self, one: Asked, trace: Trace, column: Sequence[Target], calls: float) -> None:
-        """Run one method; ``calls``: how many like this one there are from here on, this one included."""
+    def _run(self, one: Asked, trace: Trace, columns: Columns, number: int, calls: float) -> None:
+        """Run one method about one of the columns; ``calls``: how many runs like this one there are from here on, this
+        one included."""
         if one.name in (self._refused or ()):
             return
         one.begin(calls)
         began = self._clock()
         subject = dataclasses.replace(self._subject, report=one.tally)
-        inquiry = ModelInquiry(subject, self._images, tuple(column))
+        known = self._known.setdefault(one.name, {})
+        inquiry = ModelInquiry(subject, self._images, tuple(map(tuple, columns)), number, known)
         own = dataclasses.replace(narrowed(trace, one.needs), inquiry=inquiry)
         try:
             found = one.method.run(own, **one.settings)
@@ -214,6 +216,8 @@ class SharedLook:
         else:
             self._found[one.name].append(warned(own, found if isinstance(found, Attribution) else Attribution(found)))
         one.seconds += self._clock() - began
+        if number >= len(columns) - 1:
+            del self._known[one.name]
 
     def _result(self, one: Asked, columns: Columns) -> Result:
         found, anatomy = self._found[one.name], self._subject.anatomy
