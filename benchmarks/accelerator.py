@@ -1,4 +1,5 @@
-"""Every method of one forward and at most one backward over the bare passes, on a CUDA device.
+"""Every method of one forward and at most one backward over the bare passes, on a CUDA device, with as many images as
+one look takes there.
 
 ``python benchmarks/accelerator.py [--rounds N] [--models ...] [--sides ...] [--dtypes ...] [--csv FILE]`` says each
 number as soon as it is known, so that whoever runs out of time keeps what there is. Quick cases come first.
@@ -19,7 +20,7 @@ from typing import Any
 import timm
 import torch
 from measuring import MAPS_A_BARE_RUN, Work, at_most, backward, build, forward, images, in_turns, milliseconds, table
-from methods import LIMIT, cases, cost
+from methods import cases, cost
 from rich.table import Table
 
 from vit_explain import Explainer
@@ -36,7 +37,7 @@ NAMES = {
     ("large", 224): "vit_large_patch16_224",
     ("large", 518): "vit_large_patch14_dinov2",
 }
-BATCHES = {224: 32, 518: 8, 1024: 1}
+SIDES = sorted({side for _, side in NAMES})
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 ONLY = {1024: {"rollout", "gradient_rollout", "gae", "legrad", "attn_lrp"}}
 ELSEWHERE = {"attention_flow"}  # seconds of the processor for each picture; the table `flow` is about it
@@ -75,7 +76,7 @@ def free() -> None:
 def lots(side: int, with_backward: bool) -> Iterator[Chosen]:
     """Methods that are timed beside the same bare run; those without a limit, which may take long, each alone."""
     chosen = [
-        (one, None if limit is None else LIMIT)
+        (one, limit)
         for one, limit in cases(with_backward)
         if one.fast and one.name not in ELSEWHERE and one.name in ONLY.get(side, {one.name})
     ]
@@ -88,7 +89,9 @@ def lots(side: int, with_backward: bool) -> Iterator[Chosen]:
 def rows_of(name: str, side: int, dtype: str, rounds: int) -> Iterator[list[str]]:
     with torch.device(DEVICE):  # where random weights take no time
         model: Any = build(name, img_size=side, num_classes=1000).to(DTYPES[dtype])
-    explainer, pixels = Explainer(model), images(BATCHES[side], side).to(DEVICE, DTYPES[dtype])
+    explainer = Explainer(model)
+    batch = explainer.subject(images(1, side))[0].together
+    pixels = images(batch, side).to(DEVICE, DTYPES[dtype])
     for with_backward, passes in ((False, forward), (True, backward)):
         for lot in lots(side, with_backward):
             bare = Watched(partial(passes, model, pixels))
@@ -115,7 +118,7 @@ def accelerator(rounds: int) -> Table | str:
     if not torch.cuda.is_available():
         return NO_DEVICE
     rows = table(f"Cost over the bare passes on {torch.cuda.get_device_name()}", *WIDTHS)
-    for row in all_rows(MODELS, list(BATCHES), list(DTYPES), rounds):
+    for row in all_rows(MODELS, SIDES, list(DTYPES), rounds):
         rows.add_row(*row)
     return rows
 
@@ -124,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
-    parser.add_argument("--sides", nargs="+", type=int, choices=list(BATCHES), default=list(BATCHES))
+    parser.add_argument("--sides", nargs="+", type=int, choices=SIDES, default=SIDES)
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     parser.add_argument("--csv", type=Path, metavar="FILE")
     options = parser.parse_args()

@@ -117,6 +117,34 @@ def test_more_images_than_a_chunk(vit):
         np.testing.assert_allclose(together.logits[n], alone.logits[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["rollout", "gae", "legrad", "rise", "occlusion"])
+def test_where_memory_runs_out_fewer_images_go_into_a_forward(vit, monkeypatch, name):
+    """Also when it is a method that runs out, and not the look; what was found before stays as it is."""
+    images = torch.randn(10, 3, *SIZE, generator=torch.Generator().manual_seed(8))
+    explainer, options = Explainer(vit), quick(name)
+    target = target_for(name, [n % CLASSES for n in range(10)])
+    expected = explainer.explain(images, name, target, **options).relevance
+    sizes: list[int] = []
+    plain, most = type(vit.blocks[0]).forward, 3
+
+    def limited(self, x, *args, **kwargs):
+        sizes.append(len(x))
+        if len(x) > most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return plain(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(type(vit.blocks[0]), "forward", limited)
+    found = explainer.explain(images, name, target, **options).relevance
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert max(sizes) > most
+    sizes.clear()
+    explainer.explain(images, name, target, **options)
+    assert max(sizes) <= most  # it is known from then on
+    most = 0
+    with pytest.raises(ModelError, match=f"{name}: the device has no memory for one image of 24x40 pixels"):
+        explainer.explain(images, name, target, **options)
+
+
 def test_classes_of_one_image_cost_one_forward(vit, pixels, monkeypatch):
     forwards = []
     plain = type(vit).forward

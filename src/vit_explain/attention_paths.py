@@ -13,7 +13,7 @@ from .capture import AttentionTap, read_queries, with_gradient
 from .errors import OptionError, TargetError
 from .fused import Fusable, fuses
 from .placed import by_block, from_keys, skipped, unmerged, windowed
-from .propagate import HeadFusion, Weights, fused_blocks, support
+from .propagate import HeadFusion, Weights, fused_blocks
 from .types import ALL, Inquiry, Layer, Readout, Trace
 
 # What a look has to keep for ``read_attention``.
@@ -79,10 +79,12 @@ def fused_rows(layer: Layer, rows: slice, weights: Weights) -> Tensor:
     return found
 
 
-def accumulate(layers: list[Layer], rows: Tensor, weights: Weights) -> Tensor:
+def accumulate(layers: list[Layer], rows: Tensor, weights: Weights, read: slice = ALL) -> Tensor:
     """``R (Π_l (I + Ā^l) − I)`` with ``Ā = mean_h W``: (B, queries, N) rows, carried from the last layer down.
 
     What the layers add to the rows; the rows themselves are left out, because beside them it would drown in rounding.
+    ``read``: tokens outside of which the rows are zero, often all but the class token; below the last layer nearly none
+    are.
     """
     gained = torch.zeros_like(rows)
     for calls in reversed(by_block(layers)):
@@ -91,8 +93,7 @@ def accumulate(layers: list[Layer], rows: Tensor, weights: Weights) -> Tensor:
             rows, gained = _accumulate_placed(calls, rows, gained, weights)
             continue
         state = rows + gained
-        # At the top often the class token's row alone matters; below it nearly all do.
-        needed = support(state.any(1)) if layer is layers[-1] else ALL
+        needed = read if layer is layers[-1] else ALL
         for images, part, fused in fused_blocks(layer, needed, weights, "mean", whole=False):
             gained[images] += state[images, :, part] @ fused
     return gained
@@ -126,16 +127,7 @@ def reading(trace: Trace) -> tuple[Layer, slice, Tensor]:
     if trace.pool is not None:
         queries = trace.pool.shape[2]
         return trace.pool, slice(0, queries), torch.full((queries,), 1 / queries, device=trace.logits.device)
-    row = trace.read_row()
-    rows = support(row)
-    return trace.layers[-1], rows, row[0, rows]
-
-
-def read_tokens(trace: Trace) -> slice:
-    """Which tokens of the residual stream the head reads, also where it reads them through a pooling attention."""
-    if trace.pool is not None:
-        return slice(trace.length - trace.pool.shape[3], trace.length)
-    return support(trace.read_row())
+    return trace.layers[-1], trace.read_tokens, trace.read_row()[0, trace.read_tokens]
 
 
 def on_tokens(trace: Trace, rows: Tensor) -> Tensor:
@@ -160,13 +152,13 @@ def through_pool(inquiry: Inquiry, tokens: Tensor, readout: Readout) -> tuple[La
     return read_queries(tap.layers[-1], readout), output
 
 
-def differentiated(layer: Layer, value: Tensor) -> Layer:
-    """The layer with ``∂value/∂out``, and no longer in the graph; one number an image: value (B,)."""
-    if not value.requires_grad:
+def gradient_of(values: Tensor, at: Tensor | None, upstream: Tensor | None = None) -> Tensor:
+    """``∂ Σ values/∂at``, or with ``upstream`` of what becomes of the values; the graph is kept."""
+    if not values.requires_grad:
         raise TargetError("the target does not depend on what the model sees, so there is nothing to explain")
-    assert layer.out is not None
-    (found,) = torch.autograd.grad(value.sum(), [layer.out], retain_graph=True)
-    return with_gradient(layer, found)
+    assert at is not None
+    upstream = torch.ones_like(values) if upstream is None else upstream
+    return torch.autograd.grad(values, at, upstream, retain_graph=True)[0]
 
 
 def integrated_gradient(trace: Trace, steps: int) -> Tensor:
@@ -201,4 +193,4 @@ def read_attention(look: Trace) -> Layer:
             layer, output = look.layers[-1], look.inquiry.lens(look.tokens[-1])
         else:
             layer, output = through_pool(look.inquiry, look.tokens[-1], look.anatomy.readout)
-        return differentiated(layer, look.inquiry.value(output))
+        return with_gradient(layer, gradient_of(look.inquiry.value(output), layer.out))

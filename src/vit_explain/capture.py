@@ -25,7 +25,7 @@ from .biases import BiasTap
 from .eager import Eager
 from .errors import CaptureError, TargetError
 from .heap import release_holes
-from .hooks import hooked
+from .hooks import hooked, modules_of
 from .multihead import WHOLE, multi_head_attention
 from .types import Anatomy, Layer, Placement, Plan, Readout, Trace
 
@@ -98,6 +98,8 @@ class AttentionTap(TorchFunctionMode):
             return self._fused(*args, **kwargs)
         if func is WHOLE:
             return multi_head_attention(self, *args, **kwargs)
+        if not self._eager.follows(func):
+            return func(*args, **kwargs)
         product = self._eager.product(func, args)
         result = func(*args, **kwargs)
         if product is None:
@@ -179,11 +181,11 @@ _TRAINING_LOCK = threading.RLock()
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Every module in eval mode; the flag of each is put back afterwards, also when something raises."""
-    if not any(module.training for module in model.modules()):
+    if not any(module.training for module in modules_of(model)):
         yield
         return
     with _TRAINING_LOCK:
-        training = [module for module in model.modules() if module.training]
+        training = [module for module in modules_of(model) if module.training]
         for module in training:
             module.training = False
         try:
@@ -243,7 +245,7 @@ def _mend_batch_norms(stack: ExitStack, model: nn.Module) -> None:
             out.register_hook(Tensor.contiguous)
         return out
 
-    for part in model.modules():
+    for part in modules_of(model):
         if isinstance(part, nn.BatchNorm2d):
             stack.enter_context(hooked(part, after=mended))
 

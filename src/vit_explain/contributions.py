@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .propagate import pooled_row, support
+from .propagate import pooled_row
 from .types import Layer, Trace, block_elements
 
 # (number of a layer, rows) -> (images, rows, (b, rows, M) of no negative numbers), block by block
@@ -52,10 +52,11 @@ def squared_norms(weights: Tensor, gram: Tensor) -> Tensor:
 
 def roll_contributions(trace: Trace, contributions: Contributions) -> Tensor:
     """The read row (B, N) carried from the last layer to the first, each token's contributions summing to one."""
-    row = pooled_row(trace, Layer.attention, "mean")
+    row, last = pooled_row(trace, Layer.attention, "mean"), len(trace.layers) - 1
     for number in reversed(range(len(trace.layers))):
         below = torch.zeros_like(row)
-        for images, rows, matrix in contributions(number, support(row)):
+        read = trace.read_tokens if number == last else slice(0, trace.length)
+        for images, rows, matrix in contributions(number, read):
             below[images] += _carry(row[images, rows], matrix, rows.start)
         row = below
     return row

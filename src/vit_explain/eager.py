@@ -61,12 +61,16 @@ class Eager:
         self._known: list[Tensor] = []  # results of softmax, and what was made of them, since the last product
         self._turned: Tensor | None = None  # the same, (…, M, N)
 
+    def follows(self, func: Any) -> bool:
+        """Whether this operation could be of interest."""
+        return self._weights is not None or func in SOFTMAX
+
     def follow(self, func: Any, args: Sequence[Any], result: Any) -> None:
         """To be told of every operation that is no product of attention."""
         if func in SOFTMAX:
             self._weights = result if result.ndim in (3, 4) else None
             self._known = [one for one in self._known if one.shape == result.shape] + [result]
-        elif self._weights is None or not args:
+        elif not args:
             return
         elif func in BETWEEN | MIXING and args[0] is self._weights:
             self._weights = result

@@ -63,6 +63,7 @@ class Explainer:
             model = Prompted(model, texts, tokenizer)
         self.family = family_of(unwrap(model) if isinstance(model, nn.Module) else model)
         self.model = model
+        self._pieces = 1  # see ``Subject``; grows where an accelerator's memory runs out
         self.plain = unwrap(model)
         self.model_name = self.family.name(self.plain)
         self.preprocessing = preprocessing or self.family.preprocessing(self.plain)
@@ -290,20 +291,30 @@ class Explainer:
         # Whatever mode the caller is in: inside torch.inference_mode() nothing could be differentiated, and outside
         # of it what is never differentiated takes longer.
         subject, _ = self.subject(pixels[:1])
-        last, together = not DIFFERENTIATED & all_needs(group) and not subject.anatomy.remembers, subject.together
+        last, first = not DIFFERENTIATED & all_needs(group) and not subject.anatomy.remembers, 0
         with torch.inference_mode(last), torch.no_grad():
-            for first in range(0, images, together):
-                look = SharedLook(subject, self._ready(pixels[first : first + together]), group, refused, timed=timed)
-                columns = self._columns(wanted[first : first + together], look.logits) if wanted else []
-                parts.append(look.results(columns, images - first))
-                seconds += look.seconds
+            while first < images:
+                some = slice(first, first + subject.together)
+                try:
+                    look = SharedLook(subject, self._ready(pixels[some]), group, refused, timed=timed)
+                    columns = self._columns(wanted[some], look.logits) if wanted else []
+                    parts.append(look.results(columns, images - first))
+                except torch.cuda.OutOfMemoryError as error:
+                    if subject.together == subject.rows() == 1:
+                        names, size = ", ".join(one.name for one in group), "x".join(map(str, pixels.shape[2:]))
+                        raise ModelError(f"{names}: the device has no memory for one image of {size} pixels") from error
+                    self._pieces *= 2
+                    subject, look = dataclasses.replace(subject, pieces=self._pieces), None
+                else:
+                    seconds, first = seconds + look.seconds, some.stop
         return {name: Result.joined([part[name] for part in parts]) for name in parts[-1]}, seconds
 
     def subject(self, pixels: Tensor) -> tuple[Subject, Tensor]:
         """The model at the size of (B, C, H, W) pixels, and the pixels as it takes them: its device and precision."""
         channels, height, width = pixels.shape[1:]
         anatomy = self.family.anatomy(self.plain, (channels, height, width))
-        return Subject(self.plain, self.family, anatomy, black=self.preprocessing.black), self._ready(pixels)
+        black = self.preprocessing.black
+        return Subject(self.plain, self.family, anatomy, black=black, pieces=self._pieces), self._ready(pixels)
 
     def _ready(self, pixels: Tensor) -> Tensor:
         reference = next((p for p in self.plain.parameters() if p.is_floating_point()), pixels)

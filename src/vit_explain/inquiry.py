@@ -21,9 +21,12 @@ from .types import Anatomy, Trace
 
 CHUNK = 8  # images a forward; more gains nothing on a processor and costs memory
 # An accelerator wants more of them, as long as their tokens are no more than these: of 32 pictures of 14 × 14 patches,
-# and of twice as many where nothing is kept for gradients.
+# of twice as many where nothing is kept for gradients, and of several times as many for models in half precision, which
+# is so much quicker there that else starting operations would take longer than the operations.
 ACCELERATOR_TOKENS = 32 * 197
 ACCELERATOR_PROBE_TOKENS = 2 * ACCELERATOR_TOKENS
+HALF_PRECISION = 8
+PATCH = 16  # pixels a side of what counts as a token where a model has others at other depths
 
 Report = Callable[[int, int], None]  # (done, total)
 Columns = Sequence[Sequence[Target]]  # targets, K columns of one an image
@@ -55,6 +58,7 @@ class Subject:
     anatomy: Anatomy
     report: Report | None = None  # where methods of many forwards say how far they are
     black: tuple[float, ...] = ()  # see ``types.Inquiry``
+    pieces: int = 1  # what a forward would take is parted into so many, for want of memory
 
     def look(
         self,
@@ -105,22 +109,28 @@ class Subject:
     @property
     def together(self) -> int:
         """Images that a forward takes."""
-        return self._tokens(ACCELERATOR_TOKENS) // self._length
+        return max(1, self._tokens(ACCELERATOR_TOKENS) // self._length)
 
     def rows(self, kept: int | None = None) -> int:
         """Rows that a forward without gradients takes, where only so many patches are kept as tokens."""
         length = self._length if kept is None else max(1, self.anatomy.prefix + kept)
-        return self._tokens(ACCELERATOR_PROBE_TOKENS) // length
+        return max(1, self._tokens(ACCELERATOR_PROBE_TOKENS) // length)
 
     @property
     def _length(self) -> int:
         """Tokens of a whole picture."""
+        if self.anatomy.plan is not None:
+            height, width = self.anatomy.covers
+            return max(1, height * width // PATCH**2)
         return self.anatomy.prefix + self.anatomy.grid[0] * self.anatomy.grid[1]
 
     def _tokens(self, accelerator: int) -> int:
         """Tokens that a forward takes."""
-        device = next((p.device.type for p in self.model.parameters()), "cpu")
-        return max(CHUNK * self._length, 0 if device == "cpu" else accelerator)
+        weights = next(self.model.parameters(), None)
+        usual = CHUNK * self._length
+        if weights is not None and weights.device.type != "cpu":
+            usual = max(usual, accelerator * (HALF_PRECISION if weights.element_size() == 2 else 1))
+        return usual // self.pieces
 
     def respond(self, pixels: Tensor, keep: Tensor | None = None, of: Tensor | None = None) -> tuple[Any, Tensor]:
         """The model's output for R rows, in one forward, and their scores (R, classes).

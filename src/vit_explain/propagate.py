@@ -68,12 +68,14 @@ def roll_out(
     fusion: HeadFusion,
     discard_ratio: float,
     protected: tuple[int, ...] = (),
+    read: slice = ALL,
 ) -> Tensor:
     """Carry the read row (B, N) from the last layer to the first: ``r Ã_L … Ã_1``, (B, N).
 
     ``Ã = rownorm(discard(max(fuse(W), 0)) + I)`` with ``W = weights(layer, …)``; rows are normalised *after* the
     residual is added. Where attention stays in windows, each window's matrix is one of its own, also for discarding.
-    Of calls side by side the mean of the matrices ``discard(max(fuse(W), 0))`` counts.
+    Of calls side by side the mean of the matrices ``discard(max(fuse(W), 0))`` counts. ``read``: tokens outside of
+    which the read row is zero, often all but the class token.
     """
     for calls in reversed(by_block(layers)):
         layer = calls[0]
@@ -81,8 +83,7 @@ def roll_out(
             row = _roll_out_placed(calls, row, weights, fusion, discard_ratio)
             continue
         below = torch.zeros_like(row)
-        # Only rows that the read row weighs matter; at the top that is often the class token's alone.
-        rows = support(row) if layer is layers[-1] and discard_ratio == 0 else ALL
+        rows = read if layer is layers[-1] and discard_ratio == 0 else ALL
         for images, part, fused in fused_blocks(layer, rows, weights, fusion, whole=discard_ratio > 0):
             discard_lowest(fused, discard_ratio, protected)
             below[images] += carry(row[images, part], fused, part.start)
@@ -122,12 +123,6 @@ def _row_sums(calls: list[Layer], row: Tensor, weights: Weights, fusion: HeadFus
             own[images, part] = discard_lowest(fused, discard_ratio).sum(-1)
         sums += unwindowed(layer, own, torch.zeros_like(row)) / len(calls)
     return sums
-
-
-def support(row: Tensor) -> slice:
-    """The shortest slice of tokens outside which every image's row (B, N) is zero."""
-    used = row.any(0).nonzero().flatten().tolist()
-    return slice(used[0], used[-1] + 1) if used else slice(0, 0)
 
 
 def fused_blocks(

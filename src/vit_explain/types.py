@@ -318,6 +318,16 @@ class Trace:
             row[:, prefix:] = len(readout.tokens) / (self.length - prefix) if readout.beside else 1
         return row / row.sum(1, keepdim=True)
 
+    @property
+    def read_tokens(self) -> slice:
+        """From the first to the last of the tokens that the head reads, itself or through a pooling attention; known
+        without a look at ``read_row``, for which an accelerator would be waited for."""
+        if self.pool is not None:
+            return slice(self.length - self.pool.shape[3], self.length)
+        readout, prefix = self.anatomy.readout, self.anatomy.prefix
+        first = min((*readout.tokens, prefix) if readout.patches else readout.tokens)
+        return slice(first, self.length if readout.patches else max(readout.tokens) + 1)
+
     def pooled(self, row: Tensor) -> Tensor:
         """(B, keys of the pooling attention) -> (B, N): a pool may read the patch tokens alone."""
         return torch.nn.functional.pad(row, (self.length - row.shape[1], 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..attention_paths import column_sums, guided, on_tokens, read_tokens
+from ..attention_paths import column_sums, guided, on_tokens
 from ..errors import ModelError
 from ..registry import method
 from ..types import Trace
@@ -33,8 +33,7 @@ def ag_cam(trace: Trace) -> Tensor:
     """
     if trace.layers[0].q is None:
         raise ModelError("ag_cam: this model computes its softmax itself, so its scores are not known; use gae instead")
-    rows = read_tokens(trace)
-    found = sum(column_sums(layer, guided, rows) for layer in trace.layers)
+    found = sum(column_sums(layer, guided, trace.read_tokens) for layer in trace.layers)
     if trace.pool is not None:
         found = found + on_tokens(trace, column_sums(trace.pool, guided))
     assert isinstance(found, Tensor)

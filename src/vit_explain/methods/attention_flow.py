@@ -12,7 +12,7 @@ from ..attention_paths import plain
 from ..flow import OTHER_CUT, SINK_CUT, SOURCE_CUT, Flows, maximum_flows
 from ..flow_cuts import Floats
 from ..options import Range
-from ..propagate import DiscardRatio, HeadFusion, discard_lowest, fused_blocks, pooled_row, protected_tokens, support
+from ..propagate import DiscardRatio, HeadFusion, discard_lowest, fused_blocks, pooled_row, protected_tokens
 from ..registry import method
 from ..types import ALL, Attribution, Layer, Trace
 
@@ -88,7 +88,7 @@ def _capacities(
     tokens, protected = trace.length, protected_tokens(trace)
     capacities = np.zeros((len(layers), tokens, tokens))
     for matrix, layer in zip(capacities, reversed(layers), strict=True):
-        rows = support(row[None]) if layer is layers[-1] and discard_ratio == 0 else ALL
+        rows = trace.read_tokens if layer is layers[-1] and discard_ratio == 0 else ALL
         alone = slice(image, image + 1)
         for _, part, fused in fused_blocks(layer, rows, plain, fusion, whole=discard_ratio > 0, images=alone):
             some = discard_lowest(fused, discard_ratio, protected)[0].double().cpu().numpy()

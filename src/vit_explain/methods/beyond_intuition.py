@@ -67,7 +67,7 @@ def beyond_intuition(
         states = own.repeat(len(trace.pixels), 1, 1)
     else:
         states = on_tokens(trace, fused_rows(layer, rows, weights))
-    states += accumulate(layers, states, weights)
+    states += accumulate(layers, states, weights, trace.read_tokens)
     states *= integrated_gradient(trace, steps)
     return trace.patches((states * shares[:, None]).sum(1))
 

@@ -38,8 +38,8 @@ def gae(trace: Trace, *, start_layer: int | None = None) -> Tensor:
     start = start_of(trace, "gae", start_layer, 0)
     layers = trace.layers[start:]
     if trace.pool is None:
-        gained = accumulate(layers, trace.read_row().unsqueeze(1), positive_product).squeeze(1)
+        gained = accumulate(layers, trace.read_row().unsqueeze(1), positive_product, trace.read_tokens).squeeze(1)
         return trace.patches(descended(trace.layers[:start], gained))
     pool, queries, _ = reading(trace)
     row = on_tokens(trace, fused_rows(pool, queries, positive_product)).mean(1, keepdim=True)
-    return trace.patches((row + accumulate(layers, row, positive_product)).squeeze(1))
+    return trace.patches((row + accumulate(layers, row, positive_product, trace.read_tokens)).squeeze(1))

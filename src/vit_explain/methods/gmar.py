@@ -39,7 +39,8 @@ def gmar(trace: Trace, *, norm: Literal["l1", "l2"] = "l2") -> Tensor:
     """
     layers = trace.layers if trace.pool is None else [*trace.layers, trace.pool]
     weights = weighted_heads(layers, _absolute if norm == "l1" else _euclidean)
-    return trace.patches(roll_out(trace.layers, pooled_row(trace, weights, "mean"), weights, "mean", 0.0))
+    row = pooled_row(trace, weights, "mean")
+    return trace.patches(roll_out(trace.layers, row, weights, "mean", 0.0, read=trace.read_tokens))
 
 
 def _absolute(layer: Layer) -> Tensor:

@@ -45,4 +45,6 @@ def gradient_rollout(
 
         return trace.patches(legacy_roll_out(trace, crossed, "mean", discard_ratio, keep_first=False))
     row = pooled_row(trace, product, head_fusion)
-    return trace.patches(roll_out(trace.layers, row, product, head_fusion, discard_ratio, protected_tokens(trace)))
+    protected = protected_tokens(trace)
+    rolled = roll_out(trace.layers, row, product, head_fusion, discard_ratio, protected, trace.read_tokens)
+    return trace.patches(rolled)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..attention_paths import column_sums, differentiated, on_tokens, positive_gradient, through_pool
+from ..attention_paths import column_sums, gradient_of, on_tokens, positive_gradient, through_pool
+from ..capture import with_gradient
 from ..errors import OptionError
 from ..options import Range
 from ..registry import method
@@ -43,20 +45,31 @@ def legrad(trace: Trace, *, last: Annotated[int, Range(1)] | None = None) -> Ten
         raise OptionError(f"legrad: the model has {blocks} blocks, not the last {last}")
     chosen = range(blocks)[-(last or 0) :]
     found = torch.zeros(len(trace.pixels), trace.length, device=trace.logits.device)
-    for number in chosen:
-        layer = _own_score(trace, number)
+    for layer in _through_pool(trace, chosen) if trace.pool is not None else _through_head(trace, chosen):
         _, heads, queries, _ = layer.shape
         found += on_tokens(trace, column_sums(layer, positive_gradient)) / (heads * queries)
     return trace.patches(found)
 
 
-def _own_score(trace: Trace, number: int) -> Layer:
-    """The attention whose gradient counts for this block, with that gradient."""
-    tokens, inquiry = trace.tokens[number + 1], trace.inquiry
+def _through_head(trace: Trace, chosen: Sequence[int]) -> Iterator[Layer]:
+    """The blocks' attention, each with the gradient of its own score."""
+    means = torch.stack([trace.tokens[number + 1].detach().mean(1) for number in chosen], 1)  # (B, n, D)
     with torch.enable_grad():
-        if trace.pool is not None:
-            layer, output = through_pool(inquiry, tokens.detach(), trace.anatomy.readout)
-        else:
-            # The head may read any token: each of them is the mean.
-            layer, output = trace.layers[number], inquiry.lens(tokens.mean(1, keepdim=True).expand_as(tokens))
-        return differentiated(layer, inquiry.value(output))
+        rows = means.flatten(0, 1).requires_grad_()
+        # Whichever tokens the head reads, each of them is the mean, so that one patch stands for all.
+        output = trace.inquiry.lens(rows.unsqueeze(1).expand(-1, trace.anatomy.prefix + 1, -1))
+        values = trace.inquiry.value(output)
+    upstream = gradient_of(values, rows).view_as(means) / trace.length
+    for number, each in zip(chosen, upstream.unbind(1), strict=True):
+        layer, tokens = trace.layers[number], trace.tokens[number + 1]
+        yield with_gradient(layer, gradient_of(tokens, layer.out, each.unsqueeze(1).expand_as(tokens)))
+
+
+def _through_pool(trace: Trace, chosen: Sequence[int]) -> Iterator[Layer]:
+    """The pooling attention that reads each block's tokens, with the gradient of the score that it makes of them."""
+    for number in chosen:
+        with torch.enable_grad():
+            tokens = trace.tokens[number + 1].detach()
+            layer, output = through_pool(trace.inquiry, tokens, trace.anatomy.readout)
+            values = trace.inquiry.value(output)
+        yield with_gradient(layer, gradient_of(values, layer.out))

@@ -36,4 +36,6 @@ def rollout(
     if legacy:
         return trace.patches(legacy_roll_out(trace, plain, head_fusion, discard_ratio, keep_first=True))
     row = pooled_row(trace, plain, head_fusion)
-    return trace.patches(roll_out(trace.layers, row, plain, head_fusion, discard_ratio, protected_tokens(trace)))
+    protected = protected_tokens(trace)
+    rolled = roll_out(trace.layers, row, plain, head_fusion, discard_ratio, protected, trace.read_tokens)
+    return trace.patches(rolled)

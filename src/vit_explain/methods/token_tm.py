@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..attention_paths import fused_rows, on_tokens, positive_product, reading
 from ..errors import ModelError
-from ..propagate import Weights, fused_blocks, support
+from ..propagate import Weights, fused_blocks
 from ..registry import method
-from ..types import Layer, Trace
+from ..types import ALL, Layer, Trace
 
 
 @method(
@@ -47,19 +47,21 @@ def token_tm(trace: Trace) -> Tensor:
     else:
         pool, queries, _ = reading(trace)
         row = on_tokens(trace, fused_rows(pool, queries, positive_product)).mean(1)
+    last = len(trace.layers) - 1
     for number in reversed(range(len(trace.layers))):
         before, after = trace.tokens[number].float(), trace.tokens[number + 1].float()
         between = before + trace.attended[number].float()
         added = after - between
         row = row * (1 + _weight(between.norm(dim=-1), added.norm(dim=-1), (between * added).sum(-1)))
-        row = row + _attended(trace.layers[number], row, _transformed(trace, number, before))
+        rows = trace.read_tokens if number == last else ALL
+        row = row + _attended(trace.layers[number], row, rows, _transformed(trace, number, before))
     return trace.patches(row * trace.tokens[0].float().norm(dim=-1))
 
 
-def _attended(layer: Layer, row: Tensor, weights: Weights) -> Tensor:
-    """``r U``: (B, N)."""
+def _attended(layer: Layer, row: Tensor, rows: slice, weights: Weights) -> Tensor:
+    """``r U``: (B, N), of a row that is zero outside of these tokens."""
     found = torch.zeros_like(row)
-    for images, part, fused in fused_blocks(layer, support(row), weights, "mean", whole=False):
+    for images, part, fused in fused_blocks(layer, rows, weights, "mean", whole=False):
         found[images] += (row[images, None, part] @ fused).squeeze(1)
     return found
 

@@ -52,7 +52,8 @@ def transformer_attribution(trace: Trace, *, start_layer: int = 0) -> Tensor:
 
     layers = trace.layers[first:]
     if trace.pool is None:
-        return trace.patches(accumulate(layers, trace.read_row().unsqueeze(1), weights).squeeze(1))
+        row = trace.read_row().unsqueeze(1)
+        return trace.patches(accumulate(layers, row, weights, trace.read_tokens).squeeze(1))
     pool, queries, _ = reading(trace)
     row = on_tokens(trace, fused_rows(pool, queries, weights)).mean(1, keepdim=True)
-    return trace.patches((row + accumulate(layers, row, weights)).squeeze(1))
+    return trace.patches((row + accumulate(layers, row, weights, trace.read_tokens)).squeeze(1))

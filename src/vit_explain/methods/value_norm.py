@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..contributions import grams, squared_norms
 from ..options import nth
-from ..propagate import pooled_row, support
+from ..propagate import pooled_row
 from ..registry import method
 from ..types import ALL, Layer, Trace
 
@@ -37,7 +37,7 @@ def value_norm(trace: Trace, *, layer: int = -1) -> Tensor:
     call, row = trace.layers[number], pooled_row(trace, Layer.attention, "mean")
     batch, heads, _, keys = call.shape
     weights = torch.zeros(batch, heads, 1, keys, device=call.device)
-    for images, rows in call.blocks(ALL, support(row)):
+    for images, rows in call.blocks(ALL, trace.read_tokens):
         weights[images] += row[images, None, None, rows] @ call.attention(images, rows)
     gram = grams(call, trace.inquiry.projection(number))
     return trace.patches(squared_norms(weights, gram).clamp_min_(0).sqrt_().squeeze(1))
