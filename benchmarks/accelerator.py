@@ -20,7 +20,7 @@ from typing import Any
 import timm
 import torch
 from measuring import MAPS_A_BARE_RUN, Work, at_most, backward, build, forward, images, in_turns, milliseconds, table
-from methods import cases, cost
+from methods import LONG, cases, cost
 from rich.table import Table
 
 from vit_explain import Explainer
@@ -40,7 +40,6 @@ NAMES = {
 SIDES = sorted({side for _, side in NAMES})
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 ONLY = {1024: {"rollout", "gradient_rollout", "gae", "legrad", "attn_lrp"}}
-ELSEWHERE = {"attention_flow"}  # seconds of the processor for each picture; the table `flow` is about it
 WIDTHS = {"method": 20, "passes": 7, "model": 28, "side": 4, "dtype": 8, "batch": 5, "bare ms": 8, "with map ms": 11,
           "ratio": 6, "limit": 5, "met": 3, "peak/bare": 9}  # fmt: skip
 
@@ -78,7 +77,7 @@ def lots(side: int, with_backward: bool) -> Iterator[Chosen]:
     chosen = [
         (one, limit)
         for one, limit in cases(with_backward)
-        if one.fast and one.name not in ELSEWHERE and one.name in ONLY.get(side, {one.name})
+        if one.fast and one.name not in LONG and one.name in ONLY.get(side, {one.name})
     ]
     limited = [case for case in chosen if case[1] is not None]
     for first in range(0, len(limited), MAPS_A_BARE_RUN):

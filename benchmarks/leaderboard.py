@@ -22,6 +22,7 @@ from typing import Any
 
 import timm
 import torch
+from methods import LONG
 from outside import others
 
 from vit_explain import Explainer, __version__
@@ -31,7 +32,6 @@ from vit_explain.metric_registry import choose_metrics
 from vit_explain.registry import METHODS, choose_methods
 
 SEED = 0
-LONG = {"attention_flow"}  # one forward, and then a second of the processor
 # Fewer steps and draws an image than the defaults; intervals say how much is left to chance.
 OPTIONS: dict[str, dict[str, Any]] = {
     "deletion": {"steps": 10},

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from leaderboard import LONG
+from methods import LONG
 from numpy.typing import NDArray
 from outside import BESIDE, others
 

@@ -14,6 +14,7 @@ BATCHES = {"ViT-B/16": 4, "DeiT-Ti": 8}
 LIMIT = 1.15  # of one forward and one backward
 LIMIT_FORWARD = 1.3  # of one forward alone, in which all layers' attention, worked out again, weighs more
 MOST = 2  # passes either way of what is shown
+LONG = {"attention_flow"}  # one forward, and then a second of the processor for each picture; see the table `flow`
 
 
 def cases(with_backward: bool) -> list[tuple[Method, float | None]]:

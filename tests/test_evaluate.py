@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from small_models import CLASSES, GRID, PATCH, SIZE, small
+from timm.data.imagenet_info import ImageNetInfo
 
 from vit_explain import Explainer, other_method
 from vit_explain.datasets import Classes, chosen, read_dataset
@@ -70,6 +71,15 @@ def test_folders_are_found_by_label_number_and_wordnet_id(folder):
     assert [known.number(name) for name in ("2", "Gas-Pump", "tinca tinca", "9", "shoe", "n99999999")] == [
         2, 2, 0, None, None, None,
     ]  # fmt: skip
+
+
+def test_every_wordnet_id_of_imagenet_is_its_class():
+    """But for the bird and the machine that are both called crane and nothing else."""
+    info = ImageNetInfo("imagenet-1k")
+    synsets = info.label_names()
+    known = Classes([info.label_name_to_description(one) for one in synsets], len(synsets))
+    wrong = {one: known.number(one) for number, one in enumerate(synsets) if known.number(one) != number}
+    assert wrong == {"n02012849": None, "n03126707": None}
 
 
 def test_a_folder_of_no_class_is_refused(folder):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ImageError, near
+from .labels import Names
 from .truth import Box, Truth
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
@@ -76,18 +77,17 @@ class Classes:
     def __init__(self, labels: Sequence[str] | None, classes: int) -> None:
         self._classes = classes
         self._labels = list(labels or [])
-        self._numbers: dict[str, int | None] = {}
-        for number, label in enumerate(self._labels):
-            for word in {_plain(label), *(_plain(part) for part in label.split(","))}:
-                self._numbers[word] = None if word in self._numbers else number  # of two classes: of neither
+        self._names = Names(self._labels)
 
     def number(self, name: str) -> int | None:
-        """The class of this name; None where there is none."""
+        """The class of this name; None where there is none, or more than one."""
         text = name.strip()
         if text.isdigit() and int(text) < self._classes:
             return int(text)
-        found = self._numbers.get(_plain(text))
-        return found if found is not None else self._of_synset(text) if WORDNET.fullmatch(text) else None
+        found = self._names.find(text)
+        if not found and WORDNET.fullmatch(text):
+            found = self._of_synset(text)
+        return found[0] if len(found) == 1 else None
 
     def required(self, name: str, where: str) -> int:
         """The class of this name; an error that says where it was read otherwise."""
@@ -97,19 +97,16 @@ class Classes:
             raise ImageError(f"{where}: the model has no class {name!r}; {known}")
         return found
 
-    def _of_synset(self, text: str) -> int | None:
+    def _of_synset(self, text: str) -> list[int]:
         from timm.data.imagenet_info import ImageNetInfo
 
         try:
             words = ImageNetInfo("imagenet-22k").label_name_to_description(text)
         except KeyError:
-            return None
-        found = {self._numbers.get(_plain(word)) for word in words.split(",")} - {None}
-        return found.pop() if len(found) == 1 else None
-
-
-def _plain(text: str) -> str:
-    return " ".join(re.split(r"[\s_\-]+", text.strip().lower()))
+            return []
+        # Of two classes of the same name, the other synonyms tell which.
+        of_words = [self._names.find(word) for word in words.split(",")]
+        return self._names.find(words) or sorted({found[0] for found in of_words if len(found) == 1})
 
 
 def _foldered(folder: Path, labels: Sequence[str] | None, classes: int) -> list[Item]:

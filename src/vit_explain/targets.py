@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import TargetError, near
+from .labels import Names
 
 MIXED = "functions, contrasts and classes cannot be mixed in one batch: explain them separately"
 MOST_TOP = re.compile(r"top[-_ ]?(\d+)")
@@ -149,11 +150,7 @@ def _label_number(given: str, labels: Sequence[str] | None) -> int:
         raise TargetError(
             f"{given!r}: the class names of this model are not known; give a number, or the names (labels)"
         )
-    wanted = given.strip().lower()
-    exact = [n for n, label in enumerate(labels) if label.lower() == wanted]
-    found = exact or [
-        n for n, label in enumerate(labels) if wanted in (part.strip().lower() for part in label.split(","))
-    ]
+    found = Names(labels).find(given)
     if len(found) == 1:
         return found[0]
     if found:
