@@ -170,14 +170,13 @@ class _Run:
         """Every metric but those of mosaics."""
         metrics = [one for one in self.metrics if "mosaic" not in one.needs]
         self.total += len(items) * len(self.methods)
-        for some in _batched(items, self._together):
-            if any(self._lacks(item.name, one, metrics) for item in some for one in self.methods):
-                batch = self._read(some, max_pixels)
-                if batch.names:
-                    self._measure(batch, metrics)
-                self._advance((len(some) - len(batch.names)) * len(self.methods))
-            else:
-                self._advance(len(some) * len(self.methods))
+        left = [item for item in items if any(self._lacks(item.name, one, metrics) for one in self.methods)]
+        self._advance((len(items) - len(left)) * len(self.methods))
+        for some in _batched(left, self._together):
+            batch = self._read(some, max_pixels)
+            if batch.names:
+                self._measure(batch, metrics)
+            self._advance((len(some) - len(batch.names)) * len(self.methods))
 
     def groups(self, items: Sequence[Item], side: int) -> dict[tuple[str, ...], list[str]]:
         """Names of pictures that the model knows with confidence, for a mosaic each; and what to call the mosaic when
