@@ -284,6 +284,15 @@ def test_others_that_cannot_be_judged_are_refused_in_a_line(folder, explainer, t
         run(folder, explainer, tmp_path, others=[other_method("gae", bad["no tensor"])])
 
 
+def test_two_at_once_do_not_write_into_one_folder(folder, explainer, tmp_path):
+    def second(_done: int, _total: int) -> None:
+        with pytest.raises(OutputError, match=r"another evaluation is at work in .*; wait for it, or choose another"):
+            run(folder, explainer, tmp_path)
+
+    run(folder, explainer, tmp_path, images=1, progress=second)
+    run(folder, explainer, tmp_path, images=1)  # and afterwards it is free
+
+
 def test_stopped_anywhere_it_goes_on(folder, explainer, tmp_path, monkeypatch):
     whole = run(folder, explainer, tmp_path / "whole")
 

@@ -22,7 +22,7 @@ from .judging import Judge
 from .metric_registry import Measured, Metric, choose_metrics
 from .mosaics import cell, composed, grouped
 from .photos import DEFAULT_MAX_PIXELS
-from .records import Record, Records
+from .records import Record, Records, alone
 from .registry import METHODS, Method, choose_methods
 from .removal import Pictures
 from .render import normalise
@@ -107,10 +107,11 @@ def evaluate(
         "options": settings["methods"],
     }
     run = _Run(explainer, wanted, measures, settings, target, seed, complain, progress)
-    run.records = Records(Path(out), record)
-    run.images(items, max_pixels)
-    groups = run.groups(items, mosaic)
-    run.mosaics(groups, items, mosaic, max_pixels)
+    with alone(Path(out)):
+        run.records = Records(Path(out), record)
+        run.images(items, max_pixels)
+        groups = run.groups(items, mosaic)
+        run.mosaics(groups, items, mosaic, max_pixels)
     kept = {item.name for item in items} | {name for names in groups.values() for name in names}
     found = [one for one in run.records if one.image in kept]
     scored, known = {one.method for one in found}, [*choose_methods(["all"]), *others]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from .errors import OutputError
 from .store import write_folder
 
-SETTINGS, NUMBERS = "evaluation.json", "numbers.jsonl"
+SETTINGS, NUMBERS, LOCK = "evaluation.json", "numbers.jsonl", ".lock"
 GROWING = ("metrics", "options")  # settings by name, of which there may be more the next time
 
 
@@ -31,6 +32,27 @@ class Record:
     curves: dict[str, list[float]] = field(default_factory=dict)  # metric -> the curve it is the area of
     map: list[list[int]] = field(default_factory=list)  # on patches as it is drawn, 0 to 255
     warnings: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Have the folder for oneself: two that write at once could tear each other's lines. An error where it is taken."""
+    from filelock import FileLock, Timeout  # comes with torch
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(
+            f"another evaluation is at work in {str(folder)!r}; wait for it, or choose another folder with --out"
+        ) from None
+    except OSError as error:
+        raise OutputError(f"cannot write to {str(folder)!r}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Records:
