@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from vit_explain import Explainer
-from vit_explain.capture import look, match
+from vit_explain.capture import look
 from vit_explain.errors import VitExplainError
 from vit_explain.family import family_of
+from vit_explain.matching import match
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from geometry import misplaced, stilled

@@ -13,9 +13,10 @@ from small_models import SIZE, unfused_attention
 from torch import Tensor, nn
 
 from vit_explain import Explainer, types
-from vit_explain.capture import AttentionTap, look
+from vit_explain.capture import look
 from vit_explain.errors import CaptureError, ModelError, TargetError
 from vit_explain.family import family_of
+from vit_explain.tap import AttentionTap
 
 
 def test_attention_and_its_gradient_are_those_of_the_unfused_model(vit, pixels):

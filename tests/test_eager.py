@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit_explain.capture import AttentionTap
+from vit_explain.tap import AttentionTap
 
 B, H, N, M, D = 2, 3, 5, 6, 4
 

@@ -13,9 +13,11 @@ from test_explainer import says_what_works
 from torch import Tensor, nn
 
 from vit_explain import Explainer
-from vit_explain.capture import evaluation_mode, look, match
+from vit_explain.capture import look
 from vit_explain.errors import ModelError, VitExplainError
 from vit_explain.family import family_of
+from vit_explain.matching import match
+from vit_explain.modules import evaluation_mode
 from vit_explain.types import Trace
 
 every_family = pytest.mark.parametrize("name", FAMILIES)

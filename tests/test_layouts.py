@@ -26,11 +26,12 @@ from timm.models.twins import Twins
 from torch import Tensor, nn
 
 from vit_explain import Explainer
-from vit_explain.capture import look, match
+from vit_explain.capture import look
 from vit_explain.errors import ModelError, OptionError
 from vit_explain.family import family_of
 from vit_explain.image import Preprocessing
 from vit_explain.inspection import inspect
+from vit_explain.matching import match
 from vit_explain.registry import METHODS
 from vit_explain.types import Layer
 

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .capture import AttentionTap, read_queries, with_gradient
+from .capture import with_gradient
 from .errors import OptionError, TargetError
 from .fused import Fusable, fuses
+from .matching import read_queries
 from .placed import by_block, from_keys, skipped, unmerged, windowed
 from .propagate import HeadFusion, Weights, fused_blocks
+from .tap import AttentionTap
 from .types import ALL, Inquiry, Layer, Readout, Trace
 
 # What a look has to keep for ``read_attention``.

@@ -1,198 +1,24 @@
-"""Record a look: every attention call of a model, without touching the model.
-
-One ``TorchFunctionMode`` intercepts the attention *operation*: fused ``scaled_dot_product_attention`` (recomputed
-later from its q and k, so the fused kernel keeps running), also where ``nn.MultiheadAttention`` calls it, and, for code
-that spells attention out, a softmax whose result goes into a matrix product. The mode is local to the thread and gone
-when the ``with`` block ends.
-"""
+"""Record a look: attention calls, tokens and what else methods need, and the gradients of a number that came of it."""
 
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections.abc import Callable, Container, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Container
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from .biases import BiasTap
-from .eager import Eager
 from .errors import CaptureError, TargetError
-from .heap import release_holes
-from .hooks import hooked, modules_of
-from .multihead import WHOLE, multi_head_attention
-from .types import Anatomy, Layer, Placement, Plan, Readout, Trace
-
-_SPARE = threading.local()
-
-
-class Slab:
-    """Contiguous copies of tensors, side by side in a few large buffers.
-
-    What is kept through a look would otherwise lie between the model's own short-lived buffers on the heap and keep the
-    room between them from being used again (measured at 4,097 tokens: 130 MB on top of 300 MB that are kept). Buffers
-    go to the thread's next look, up to ``SPARE`` of them: memory that was never touched costs time when it first is.
-    """
-
-    SIZE, SPARE, ALIGNMENT = 2**26, 2, 64  # bytes, buffers, bytes; pages that nothing is written to cost nothing
-
-    def __init__(self) -> None:
-        self._buffers: list[Tensor] = []
-        self._used = 0
-
-    def copy(self, tensor: Tensor) -> Tensor:
-        size = tensor.numel() * tensor.element_size()
-        if tensor.device.type != "cpu":
-            return tensor.clone(memory_format=torch.contiguous_format)
-        if not self._buffers or len(self._buffers[-1]) - self._used < size:
-            spare = _spare_buffers()
-            fits = spare and len(spare[-1]) >= size
-            buffer = spare.pop() if fits else torch.empty(max(self.SIZE, size), dtype=torch.uint8)
-            self._buffers.append(buffer)
-            self._used = 0
-        if len(self._buffers) > self.SPARE:
-            release_holes()
-        piece = self._buffers[-1][self._used : self._used + size]
-        self._used += -(-size // self.ALIGNMENT) * self.ALIGNMENT
-        return piece.view(tensor.dtype).view(tensor.shape).copy_(tensor)
-
-    def __del__(self) -> None:
-        """Layers hold their slab: when the last of them is gone, nothing reads its buffers any more."""
-        spare = _spare_buffers()
-        usual = [buffer for buffer in self._buffers if len(buffer) == self.SIZE]
-        spare.extend(usual[: self.SPARE - len(spare)])
-
-
-def _spare_buffers() -> list[Tensor]:
-    if not hasattr(_SPARE, "buffers"):
-        _SPARE.buffers = []
-    return _SPARE.buffers
-
-
-class AttentionTap(TorchFunctionMode):
-    """Collects one ``Layer`` an attention call while it is entered.
-
-    ``gradient``: outputs stay in the graph, so that ``∂y/∂out`` can be asked for; ``values``: v is kept too.
-    ``shortened``: (number of a call, queries): of that fused call only the first so many queries are kept.
-    ``images``: B, for calls that have images and heads in one dimension.
-    """
-
-    def __init__(
-        self, *, gradient: bool, values: bool, shortened: tuple[int, int] | None = None, images: int = 1
-    ) -> None:
-        super().__init__()
-        self.gradient, self.values, self.shortened, self.images = gradient, values, shortened, images
-        self.layers: list[Layer] = []
-        self._eager = Eager(images)
-        self._slab = Slab()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            return self._fused(*args, **kwargs)
-        if func is WHOLE:
-            return multi_head_attention(self, *args, **kwargs)
-        if not self._eager.follows(func):
-            return func(*args, **kwargs)
-        product = self._eager.product(func, args)
-        result = func(*args, **kwargs)
-        if product is None:
-            self._eager.follow(func, args, result)
-            return result
-        out = self._leaf(product.parted(result))
-        values = product.values.detach() if self.values else None
-        self.layers.append(Layer(1.0, v=values, probabilities=product.weights.detach(), out=out))
-        return product.joined(out)
-
-    def _fused(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-        merged = query.ndim == 3 and len(query) % self.images == 0  # (B·H, N, D)
-        if merged:
-            query, key, value, out = (x.unflatten(0, (self.images, -1)) for x in (query, key, value, out))
-            if attn_mask is not None and attn_mask.ndim == 3 and len(attn_mask) > 1:
-                attn_mask = attn_mask.unflatten(0, (self.images, -1))
-        if query.ndim not in (4, 5):
-            raise CaptureError(f"attention over {tuple(query.shape)} queries: only (B, heads, N, D) is understood")
-        if enable_gqa:
-            groups = query.shape[1] // key.shape[1]
-            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            attn_mask = torch.zeros_like(attn_mask, dtype=torch.float32).masked_fill_(~attn_mask, -torch.inf)
-        out = self._leaf(out)
-        queries = query.shape[-2]
-        if self.shortened is not None and len(self.layers) == self.shortened[0]:
-            query = query[:, :, : self.shortened[1]]
-        self.layers.append(
-            Layer(
-                scale if scale is not None else query.shape[-1] ** -0.5,
-                q=self._keep(query),
-                k=self._keep(key),
-                v=self._keep(value) if self.values else None,
-                bias=attn_mask,
-                causal=is_causal,
-                out=out if self.gradient else None,
-                dropped=queries - query.shape[-2],
-                memory=self._slab,
-            )
-        )
-        return out.flatten(0, 1) if merged else out
-
-    def _keep(self, tensor: Tensor) -> Tensor:
-        """Detached; copied where it is a view that would keep a larger buffer (q, k, v in one) alive for nothing."""
-        tensor = tensor.detach()
-        shared = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
-        return self._slab.copy(tensor) if shared and not self.gradient else tensor
-
-    def _leaf(self, out: Tensor) -> Tensor:
-        """Start the graph here where nothing before it needs a gradient (frozen parameters, plain pixels)."""
-        return out.detach().requires_grad_() if self.gradient and not out.requires_grad else out
-
-
-def by_window(tensor: Tensor, place: Placement | None) -> Tensor:
-    """(B, H, W, N, D), (B, W, H, N, D) or (B, W·H, N, D), as windows are sometimes kept apart, -> (B·W, H, N, D)."""
-    if place is None or (tensor.ndim == 4 and not place.windows_first):
-        return tensor
-    if tensor.ndim == 4:
-        tensor = tensor.unflatten(1, (place.windows, -1))
-    return (tensor if place.windows_first else tensor.transpose(1, 2)).flatten(0, 1)
-
-
-_TRAINING_LOCK = threading.RLock()
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode; the flag of each is put back afterwards, also when something raises."""
-    if not any(module.training for module in modules_of(model)):
-        yield
-        return
-    with _TRAINING_LOCK:
-        training = [module for module in modules_of(model) if module.training]
-        for module in training:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+from .hooks import hooked
+from .matching import by_window
+from .modules import evaluation_mode, modules_of
+from .tap import AttentionTap
+from .types import Anatomy, Layer, Trace
 
 
 @dataclass(eq=False)
@@ -319,70 +145,6 @@ def _watch_biases(stack: ExitStack, model: nn.Module, pixels: Tensor, seen: Seen
         return tokens
 
     stack.enter_context(hooked(model.get_submodule(anatomy.blocks[0]), before=arm))
-
-
-def match(layers: list[Layer], anatomy: Anatomy) -> tuple[list[Layer], Layer | None]:
-    """The captured calls as (layers of the blocks, pooling layer), named; an error where they disagree with anatomy."""
-    if anatomy.plan is not None:
-        return _match_plan(layers, anatomy.plan), None
-    pooled = anatomy.readout.attention
-    expected = len(anatomy.blocks) + pooled
-    if not layers:
-        raise CaptureError(
-            "no attention call was seen: exported, traced and scripted models cannot be explained; "
-            "use the original torch.nn.Module"
-        )
-    layers = layers[: len(layers) - anatomy.unread]
-    if len(layers) != expected:
-        pooling = " and a pooling attention" if pooled else ""
-        raise CaptureError(
-            f"{len(layers)} attention calls were seen, but the model has {len(anatomy.blocks)} blocks{pooling}: "
-            "its maps would mix layers, so they are refused"
-        )
-    patches = anatomy.grid[0] * anatomy.grid[1]
-    tokens = anatomy.prefix + patches
-    for name, layer in zip((*anatomy.blocks, "attn_pool"), layers, strict=False):
-        layer.name = name
-        if layer.q is not None and layer.q.ndim != 4:
-            raise CaptureError(f"{name}: attention over {tuple(layer.q.shape)} queries; (B, heads, N, D) was expected")
-        queries, keys = layer.shape[2:]
-        fits = keys in (tokens, patches) if name == "attn_pool" else queries + layer.dropped == keys == tokens
-        if not fits:
-            raise CaptureError(
-                f"{name}: attention of {queries} queries over {keys} keys was seen, but the model family says "
-                f"{anatomy.prefix} prefix tokens and a {anatomy.grid[0]}x{anatomy.grid[1]} grid, {tokens} tokens"
-            )
-    return (layers[:-1], read_queries(layers[-1], anatomy.readout)) if pooled else (layers, None)
-
-
-def read_queries(pool: Layer, readout: Readout) -> Layer:
-    """A pooling attention with the queries that the head reads."""
-    return pool if readout.queries is None else pool.first(readout.queries)
-
-
-def _match_plan(layers: list[Layer], plan: Plan) -> list[Layer]:
-    """The captured calls that mix tokens, each with its place; an error where they disagree with the plan."""
-    if len(layers) != len(plan.places):
-        raise CaptureError(
-            f"{len(layers)} attention calls were seen, but the model has {len(plan.places)}: "
-            "its maps would mix layers, so they are refused"
-        )
-    placed = [(layer, place) for layer, place in zip(layers, plan.places, strict=True) if place is not None]
-    for number, (layer, place) in enumerate(placed):
-        layer.name, layer.place = f"attention {number}", place.to(layer.device)
-        layer.q, layer.k, layer.v = (
-            None if one is None else by_window(one, place) for one in (layer.q, layer.k, layer.v)
-        )
-        if layer.bias is not None and place.windows_first and layer.bias.ndim == 4:
-            layer.bias = by_window(layer.bias, place)
-        batch, _, n, m = layer.shape
-        wanted = (place.windows, place.queries.shape[1], place.keys.shape[1])
-        if batch % place.windows or (n, m) != wanted[1:]:
-            raise CaptureError(
-                f"{layer.name}: {batch} windows of {n} queries over {m} keys were seen, but the model family says "
-                f"{wanted[0]} windows an image of {wanted[1]} queries over {wanted[2]} keys"
-            )
-    return [layer for layer, _ in placed]
 
 
 def with_gradient(layer: Layer, gradient: Tensor) -> Layer:

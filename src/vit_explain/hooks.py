@@ -1,4 +1,4 @@
-"""Functions around a module's forward, for this thread and this ``with`` block only; and a model's modules.
+"""Functions around a module's forward, for this thread and this ``with`` block only.
 
 ``register_forward_hook`` changes a dictionary that another thread may be walking through, and its hooks run for every
 thread. Here the dictionary is replaced by a copy, which no walk notices, and a hook runs for the thread that set it.
@@ -50,16 +50,3 @@ def _replace(module: nn.Module, name: str, change: Callable[[OrderedDict[Any, An
         hooks = OrderedDict(module.__dict__[name])
         change(hooks)
         module.__dict__[name] = hooks
-
-
-def modules_of(model: nn.Module) -> list[nn.Module]:
-    """What ``model.modules()`` goes through, in a third of the time: every look needs it, and small models take
-    little longer than that themselves."""
-    found: dict[nn.Module, None] = {}
-    waiting = [model]
-    while waiting:
-        module = waiting.pop()
-        if module not in found:
-            found[module] = None
-            waiting += [part for part in module.__dict__["_modules"].values() if part is not None]
-    return list(found)

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .capture import differentiate, evaluation_mode, look, match
+from .capture import differentiate, look
 from .errors import ModelError, OptionError
 from .family import Family
 from .hooks import hooked
+from .matching import match
+from .modules import evaluation_mode
 from .seeds import fingerprint
 from .targets import Target, probabilities, score
 from .types import Anatomy, Trace

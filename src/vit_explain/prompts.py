@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .capture import evaluation_mode
 from .errors import ModelError, TargetError
 from .huggingface import packed, transformers_module
+from .modules import evaluation_mode
 
 Tokenizer = Callable[..., Any]
 HF_TEXTS, OPEN_CLIP_TEXTS = "get_text_features", "encode_text"

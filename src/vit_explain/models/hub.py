@@ -13,11 +13,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..capture import evaluation_mode
 from ..errors import ModelError
 from ..family import register
 from ..huggingface import IMAGENET
 from ..image import Preprocessing
+from ..modules import evaluation_mode
 from ..structure import anatomy_of, check_size, output_projection, pair, part, replayed
 from ..types import Anatomy, Attends, Readout
 
