@@ -27,9 +27,10 @@ from outside import others
 
 from vit_explain import Explainer, __version__
 from vit_explain.datasets import chosen, read_dataset
-from vit_explain.evaluation import BASELINES, evaluate
+from vit_explain.evaluation import evaluate
 from vit_explain.metric_registry import choose_metrics
 from vit_explain.registry import METHODS, choose_methods
+from vit_explain.scoring import BASELINES
 
 SEED = 0
 # Fewer steps and draws an image than the defaults; intervals say how much is left to chance.

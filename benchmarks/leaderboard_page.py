@@ -20,11 +20,11 @@ from outside import BESIDE, others
 from vit_explain import Explainer
 from vit_explain.catalogue import passes
 from vit_explain.datasets import chosen, read_dataset
-from vit_explain.evaluation import MOSAIC
 from vit_explain.metric_registry import FAMILIES, METRICS, choose_metrics
 from vit_explain.records import NUMBERS, SETTINGS, Record, Records
 from vit_explain.registry import OTHERS, choose_methods
 from vit_explain.results import INTERVAL, RESAMPLES, Evaluation
+from vit_explain.scoring import MOSAIC
 
 ROOT = Path(__file__).parents[1]
 PAGE, TABLE = ROOT / "docs" / "leaderboard.md", ROOT / "docs" / "leaderboard.csv.gz"

@@ -64,7 +64,7 @@ LEVELS = [
     {"comparison"},
     {"explainer"},
     {"inspection", "judging", "original", "plots", "records", "runs"},
-    {"results"},
+    {"results", "scoring"},
     {"evaluation", "report", "verdict"},
     {"arguments", "web"},
     {"commands.explain", "commands.methods", "commands.original"},
