@@ -131,9 +131,12 @@ class Rules(TorchFunctionMode):
 
             def run(x: Tensor) -> tuple[Tensor, ...]:
                 out = func(x, **kwargs)
-                return out, (out / x).masked_fill_(x == 0, 0.5)
+                return out, out, x
 
-            activated: Any = Swapped.apply(input, run, lambda gradient, slope: gradient * slope)
+            def rule(gradient: Tensor, out: Tensor, x: Tensor) -> Tensor:
+                return (out / x).nan_to_num_(0.5).mul_(gradient)  # f(0) / 0 is a half for all of them
+
+            activated: Any = Swapped.apply(input, run, rule)
         else:
             activated = func(input, **kwargs)
         self._activated = activated
@@ -190,7 +193,7 @@ def relevance(trace: Trace, level: Level) -> Tensor:
     if level == "pixels":
         assert trace.pixel_gradient is not None
         return (trace.pixels.float() * trace.pixel_gradient.float()).sum(1)
-    return trace.patches((trace.tokens[0].float() * trace.token_gradients[0].float()).sum(-1))
+    return trace.patches(trace.impact(0))
 
 
 def needed_at(level: Level) -> set[str]:

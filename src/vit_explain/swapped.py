@@ -49,8 +49,8 @@ def constant_attention(
 
 
 def uniform_attention(func: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    # See _uniform_softmax; scaling what goes in leaves the fused kernel as it is.
-    return func(scaled(query, 0.25), scaled(key, 0.25), scaled(value, 0.5), *args, **kwargs)
+    # See ``Rules``: a quarter for q and for k, and a half for v. Scaling around it leaves the fused kernel as it is.
+    return scaled(func(query, key, scaled(value, 2.0), *args, **kwargs), 0.25)
 
 
 def constant_softmax(func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -70,15 +70,19 @@ def layer_norm(
 ) -> Tensor:
     if not input.requires_grad:
         return func(input, normalized_shape, weight, bias, eps)
-    dims = tuple(range(-len(normalized_shape), 0))
 
     def run(x: Tensor) -> tuple[Tensor, ...]:
         out, _, inverse = torch.native_layer_norm(x, normalized_shape, weight, bias, eps)
         return out, inverse
 
     def rule(gradient: Tensor, inverse: Tensor) -> Tensor:
-        gradient = _times(gradient, weight) * inverse
-        return gradient.sub_(gradient.mean(dims, keepdim=True))
+        # What passes through the deviation is a multiple of (x - mean) / std; with zeros in their place it is none, and
+        # the norm's own backward, one operation, leaves the rest.
+        nothing, none = torch.zeros_like(gradient), torch.zeros_like(inverse)
+        found = torch.ops.aten.native_layer_norm_backward(
+            gradient, nothing, normalized_shape, none, inverse, weight, bias, [True, False, False]
+        )
+        return found[0]
 
     return Swapped.apply(input, run, rule)  # type: ignore[return-value]
 

@@ -328,6 +328,13 @@ class Trace:
         first = min((*readout.tokens, prefix) if readout.patches else readout.tokens)
         return slice(first, self.length if readout.patches else max(readout.tokens) + 1)
 
+    def impact(self, block: int) -> Tensor:
+        """``Σ_d Z[i, d] ∂y/∂Z[i, d]`` (B, N) float32 of the tokens Z that enter a block."""
+        tokens, gradient = self.tokens[block], self.token_gradients[block]
+        if tokens.dtype == torch.float16:  # in which small products are none
+            tokens, gradient = tokens.float(), gradient.float()
+        return (tokens * gradient).sum(-1, dtype=torch.promote_types(tokens.dtype, torch.float32)).float()
+
     def pooled(self, row: Tensor) -> Tensor:
         """(B, keys of the pooling attention) -> (B, N): a pool may read the patch tokens alone."""
         return torch.nn.functional.pad(row, (self.length - row.shape[1], 0))

@@ -30,8 +30,8 @@ def attcat(trace: Trace, *, attentive: bool = True) -> Tensor:
     paper's CAT. The authors' code is for language models; it too takes what enters the blocks.
     """
     found = torch.zeros(len(trace.pixels), trace.length, device=trace.logits.device)
-    for layer, tokens, gradient in zip(trace.layers, trace.tokens, trace.token_gradients, strict=False):
-        impact = (tokens.float() * gradient.float()).sum(-1)
+    for number, layer in enumerate(trace.layers):
+        impact = trace.impact(number)
         if attentive:
             _, heads, queries, _ = layer.shape
             impact = impact * column_sums(layer, plain) / (heads * queries)

@@ -47,7 +47,6 @@ def depth_lrp(
     Chosen among some fifty variants on one half of the held-out photos of the bundled model, and reported on the
     other: docs/leaderboard.md. That it leads elsewhere is not verified.
     """
-    blocks = slice(start_of(trace, "depth_lrp", start_layer, 0), -1)  # what leaves the last block enters none
-    pairs = zip(trace.tokens[blocks], trace.token_gradients[blocks], strict=True)
-    found = [(tokens.float() * gradient.float()).sum(-1) for tokens, gradient in pairs]
-    return trace.patches(torch.stack(found).mean(0))
+    start = start_of(trace, "depth_lrp", start_layer, 0)
+    depths = range(start, len(trace.tokens) - 1)  # what leaves the last block enters none
+    return trace.patches(torch.stack([trace.impact(block) for block in depths]).mean(0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -53,7 +52,7 @@ def libra_grad(trace: Trace, *, over: Over = "input_x_gradient", level: Level = 
         return relevance(trace, level)
     if level == "pixels":
         raise OptionError(f"libra_grad: over={over!r} speaks of tokens; at the pixels there is 'input_x_gradient'")
-    terms = _input_times_gradient(trace)
+    terms = [trace.impact(block) for block in range(len(trace.tokens) - 1)]  # of the tokens that enter each block
     if over == "attcat":
         # What a token receives of a layer's attention, on average over heads and queries.
         received = (column_sums(layer, plain) / (layer.shape[1] * layer.shape[2]) for layer in trace.layers)
@@ -61,9 +60,3 @@ def libra_grad(trace: Trace, *, over: Over = "input_x_gradient", level: Level = 
         return trace.patches(torch.stack(list(weighted)).sum(0))
     assert trace.biases is not None
     return trace.patches(torch.stack([*terms, trace.biases.float()]).sum(0))
-
-
-def _input_times_gradient(trace: Trace) -> Iterator[Tensor]:
-    """``Σ_channels Z_l ⊙ ∂y/∂Z_l`` (B, N) of the tokens that enter block l, first to last."""
-    for tokens, gradient in zip(trace.tokens[:-1], trace.token_gradients[:-1], strict=True):
-        yield (tokens.float() * gradient.float()).sum(-1)
