@@ -421,6 +421,16 @@ def small_headless() -> torch.nn.Module:
 # Results -------------------------------------------------------------------------------------------------------------
 
 
+def test_what_differs_by_rounding_alone_shares_a_place(folder, explainer, tmp_path):
+    found = run(folder, explainer, tmp_path, images=3, methods=["rollout", "gae"], metrics=["gini"])
+    numbers = {"rollout": 0.25000003, "gae": 0.25, "random": 0.2501, "centred_gaussian": 0.2}
+    records = [dataclasses.replace(one, numbers={"gini": [numbers[one.method]]}) for one in found.records]
+    scores = dataclasses.replace(found, records=records).scores["gini"]
+    assert {name: score.rank for name, score in scores.items()} == {
+        "random": 1, "rollout": 2, "gae": 2, "centred_gaussian": 4,
+    }  # fmt: skip
+
+
 def test_ranks_intervals_and_standing(folder, explainer, tmp_path):
     found = run(folder, explainer, tmp_path, metrics=["deletion", "insertion", "gini"])
     for metric, scores in found.scores.items():

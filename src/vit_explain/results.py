@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 RESAMPLES = 2000
 INTERVAL = (2.5, 97.5)  # percent
 CHUNK = 200  # resamples at a time
+DIGITS = 4  # of a number that places go by; what lies beyond is rounding, and would part methods that are equal
 # Families whose ranks say whether a map can be trusted; complexity says what it is like.
 JUDGING = ("faithfulness", "localisation", "robustness", "sanity")
 
@@ -65,7 +66,7 @@ class Evaluation:
                     estimates[method] = (*_interval(rows, metric), len(rows))
             if estimates:
                 sign = -1 if METRICS[metric].higher_is_better else 1
-                values = {method: sign * value for method, (value, *_) in estimates.items()}
+                values = {method: sign * float(f"{value:.{DIGITS}g}") for method, (value, *_) in estimates.items()}
                 found[metric] = {
                     method: Score(
                         value, low, high, images, 1 + sum(other < values[method] for other in values.values())
