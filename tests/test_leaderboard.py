@@ -49,19 +49,8 @@ def test_best_is_one_that_can_explain_the_model(monkeypatch):
 
 
 def test_the_command_line_says_which_it_is(tmp_path, capsys):
-    assert (
-        main(
-            [
-                "explain",
-                str(Path(__file__).parents[1] / "examples" / "cat.jpg"),
-                "--method",
-                "best",
-                "--out",
-                str(tmp_path),
-            ]
-        )
-        == 0
-    )
+    photo = Path(__file__).parents[1] / "examples" / "cat.jpg"
+    assert main(["explain", str(photo), "--method", "best", "--out", str(tmp_path)]) == 0
     first = leaderboard()["order"][0]
     assert f"Method: {first}, number 1 of the leaderboard" in capsys.readouterr().out
     manifest = json.loads((tmp_path / "cat" / "manifest.json").read_text())

@@ -2,7 +2,8 @@
 
 ``F.multi_head_attention_forward`` hands itself to a ``TorchFunctionMode`` in one piece, and what happens inside is
 hidden from that mode. A copy of the function that never asks for modes has its operations seen instead. While a mode is
-entered, PyTorch takes none of its fast paths for attention, which would be one piece as well.
+entered, PyTorch takes none of its fast paths for attention, which would be one piece as well. Below it, what the fused
+operation understands by its arguments, for modes that look inside.
 """
 
 from __future__ import annotations
@@ -47,3 +48,16 @@ def multi_head_attention(
     with torch._C.DisableTorchFunction():
         weights = WHOLE(*args, need_weights=True, average_attn_weights=average_attn_weights, **kwargs)[1]
     return out, weights
+
+
+def for_each_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of groups of heads (B, groups, M, ·), repeated for each head that the queries have."""
+    each = query.shape[1] // key.shape[1]
+    return key.repeat_interleave(each, 1), value.repeat_interleave(each, 1)
+
+
+def added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask as what is added to the scores: of booleans, which say what is attended to, minus infinity elsewhere."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)

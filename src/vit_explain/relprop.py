@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from .errors import ModelError, TargetError
-from .multihead import WHOLE, multi_head_attention
+from .multihead import WHOLE, added, for_each_head, multi_head_attention
 from .relevance_rules import attention_rule, half_rule, linear_rule, mean_rule, product_rule, sum_rule
 from .types import Trace
 
@@ -170,10 +170,8 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     if enable_gqa:
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
+        key, value = for_each_head(query, key, value)
+    attn_mask = added(attn_mask, query.dtype)
     compute = partial(func, query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
     known = scale if scale is not None else query.shape[-1] ** -0.5
     rule = partial(attention_rule, bias=attn_mask, causal=is_causal, scale=known)

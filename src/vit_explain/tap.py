@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from .eager import Eager
 from .errors import CaptureError
-from .multihead import WHOLE, multi_head_attention
+from .multihead import WHOLE, added, for_each_head, multi_head_attention
 from .slabs import Slab
 from .types import Layer
 
@@ -79,10 +79,8 @@ class AttentionTap(TorchFunctionMode):
         if query.ndim not in (4, 5):
             raise CaptureError(f"attention over {tuple(query.shape)} queries: only (B, heads, N, D) is understood")
         if enable_gqa:
-            groups = query.shape[1] // key.shape[1]
-            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            attn_mask = torch.zeros_like(attn_mask, dtype=torch.float32).masked_fill_(~attn_mask, -torch.inf)
+            key, value = for_each_head(query, key, value)
+        attn_mask = added(attn_mask, torch.float32)
         out = self._leaf(out)
         queries = query.shape[-2]
         if self.shortened is not None and len(self.layers) == self.shortened[0]:
