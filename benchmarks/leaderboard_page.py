@@ -50,7 +50,7 @@ def gathered(folders: Sequence[Path], photos: Path) -> Evaluation:
         [one.name for one in choose_metrics(list(settings["metrics"]))],
         settings,
         {},
-        {item.name: item.source for item in items},
+        {item.name: item for item in items},
         explainer.preprocessing,
         explainer.labels,
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import gc
 import io
 import json
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -154,18 +156,65 @@ def test_saved_datasets(folder, tmp_path, form):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"photo": datasets.Image(), "kind": datasets.ClassLabel(names=["church", "red fox"])})
     files = [str(folder / "church" / "0.png"), str(folder / "red_fox" / "1.png")]
-    saved = datasets.Dataset.from_dict({"photo": files, "kind": [0, 1]}, features=features)
+    saved = datasets.Dataset.from_dict({"photo": [*files, None], "kind": [0, 1, -1]}, features=features)
     if form == "disk":
         saved.save_to_disk(str(tmp_path / "saved"))
     else:
         (tmp_path / "saved").mkdir()
-        saved.to_parquet(str(tmp_path / "saved" / "part.parquet"))
+        saved.select([0]).to_parquet(str(tmp_path / "saved" / "part-0.parquet"))
+        saved.select([1, 2]).to_parquet(str(tmp_path / "saved" / "part-1.parquet"))
     items = read_dataset(tmp_path / "saved", LABELS, CLASSES)
-    assert [item.label for item in items] == [3, 1]
-    with Image.open(files[1]) as original:
-        np.testing.assert_array_equal(np.asarray(load_image(items[1].source)), np.asarray(original))
+    assert [item.label for item in items] == [3, 1, None]
+    assert [item.name.rpartition("/")[2] for item in items] == ["0", "1", "2"]
+    for item, file in zip(items, files, strict=False):
+        with Image.open(file) as original:
+            np.testing.assert_array_equal(np.asarray(load_image(item.picture())), np.asarray(original))
+    with pytest.raises(ImageError, match="no picture in this row"):
+        items[2].picture()
     with pytest.raises(ImageError, match="no class 'church'"):
         read_dataset(tmp_path / "saved", ["a", "b"], 2)
+
+
+@pytest.mark.parametrize("form", ("disk", "parquet"))
+def test_saved_pictures_stay_on_the_disk_until_their_turn(tmp_path, form):
+    datasets, pyarrow = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
+    rng, size = np.random.default_rng(0), (192, 192, 3)
+    features = datasets.Features({"image": datasets.Image()})
+    noise = [Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)) for _ in range(96)]
+    saved = datasets.Dataset.from_dict({"image": noise}, features=features)
+    if form == "disk":
+        saved.save_to_disk(str(tmp_path / "saved"))
+    else:
+        (tmp_path / "saved").mkdir()
+        saved.to_parquet(str(tmp_path / "saved" / "part.parquet"), batch_size=4)
+    del saved
+    gc.collect()
+    before = pyarrow.total_allocated_bytes()
+    tracemalloc.start()
+    items = read_dataset(tmp_path / "saved", None, 4)
+    for item in items:
+        np.testing.assert_array_equal(
+            np.asarray(load_image(item.picture())), np.asarray(noise[int(item.name.rpartition("/")[2])])
+        )
+    held = tracemalloc.get_traced_memory()[1] + pyarrow.total_allocated_bytes() - before
+    tracemalloc.stop()
+    assert len(items) == len(noise)
+    assert held < len(noise) * np.prod(size) / 3
+
+
+def test_rows_without_a_picture_are_left_out(folder, explainer, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    files = [str(folder / "church" / "0.png"), None, str(folder / "red_fox" / "1.png")]
+    (tmp_path / "saved").mkdir()
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": files}, features=features).to_parquet(str(tmp_path / "saved" / "a.parquet"))
+    said: list[str] = []
+    found = run(tmp_path / "saved", explainer, tmp_path, complain=said.append)
+    assert [line for line in said if "left out" in line] == [
+        "images/1 is left out: there is no picture in this row of the dataset"
+    ]
+    assert {record.image for record in found.records} == {"images/0", "images/2"}
+    assert "images/0" in page(found)
 
 
 def test_images_are_chosen_evenly_and_the_fewer_are_among_the_more(folder):

@@ -33,7 +33,7 @@ LEVELS = [
         "superpixels",
         "terminal",
     },
-    {"types", "weights"},
+    {"saved", "types", "weights"},
     {
         "biases",
         "flow",

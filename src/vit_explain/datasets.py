@@ -8,7 +8,7 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import Any
 
 from .errors import ImageError, near
 from .labels import Names
+from .photos import ImageSource
+from .saved import read_saved
 from .truth import Box, Truth
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
@@ -28,9 +30,13 @@ class Item:
     """One image of a dataset."""
 
     name: str  # its own among the dataset's
-    source: Any  # what ``photos.load_image`` reads
+    source: ImageSource | Callable[[], ImageSource]
     label: int | None = None  # the true class, where it is known
     truth: Truth | None = None
+
+    def picture(self) -> ImageSource:
+        """What ``photos.load_image`` reads; of saved datasets, from the disk now. Raises ``ImageError``."""
+        return self.source() if callable(self.source) else self.source
 
 
 def read_dataset(source: str | Path, labels: Sequence[str] | None, classes: int) -> list[Item]:
@@ -182,31 +188,8 @@ def _box(row: Mapping[str, Any], where: str) -> Box:
 
 
 def _saved(folder: Path, labels: Sequence[str] | None, classes: int) -> list[Item]:
-    try:
-        import datasets
-    except ImportError:
-        raise ImageError("saved datasets need a package of their own: pip install 'vit-explain[hf]'") from None
     known = Classes(labels, classes)
-    try:
-        if any(folder.rglob("*.arrow")):
-            read: Any = datasets.load_from_disk(str(folder))
-        else:
-            files = {"images": [str(file) for file in sorted(folder.rglob("*.parquet"))]}
-            read = datasets.load_dataset("parquet", data_files=files, streaming=True)  # without a copy of its own
-    except Exception as error:  # whatever that library raises of a damaged folder
-        raise ImageError(f"the dataset {folder} cannot be read: {error}") from None
-    parts = read.items() if isinstance(read, dict) else [("", read)]
-    return [item for part, rows in parts for item in _rows_of(part, rows, known, datasets)]
-
-
-def _rows_of(part: str, rows: Any, known: Classes, datasets: Any) -> Iterator[Item]:
-    features = rows.features
-    image = next((name for name, kind in features.items() if isinstance(kind, datasets.Image)), None)
-    if image is None:
-        raise ImageError(f"the dataset has no column of pictures; its columns: {', '.join(features)}")
-    label = next((name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)), None)
-    for number, row in enumerate(rows.cast_column(image, datasets.Image(decode=False))):
-        stored = row[image]
-        source = stored["bytes"] if stored.get("bytes") else Path(stored["path"])
-        name = None if label is None else features[label].int2str(row[label])
-        yield Item(f"{part}/{number}", source, None if name is None else known.required(name, "the dataset"))
+    return [
+        Item(row.name, row.read, None if row.label is None else known.required(row.label, "the dataset"))
+        for row in read_saved(folder)
+    ]

@@ -92,7 +92,7 @@ def evaluate(
         [one.name for one in choose_metrics(list(records.settings["metrics"]))],
         records.settings,
         run.refused,
-        {item.name: item.source for item in items},
+        {item.name: item for item in items},
         explainer.preprocessing,
         explainer.labels,
     )

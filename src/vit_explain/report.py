@@ -149,7 +149,7 @@ def _examples(found: Evaluation) -> Iterator[str]:
     yield f"<p>By {_text(' and '.join(ruling))}, of images that can still be read.</p>"
     thumbnails: dict[str, np.ndarray | None] = {}
     for name in found.order:
-        ranked = sorted((r for r in found.of(name) if r.image in found.sources), key=lambda r: -_value(r, ruling))
+        ranked = sorted((r for r in found.of(name) if r.image in found.items), key=lambda r: -_value(r, ruling))
         ranked = [record for record in ranked if all(metric in record.numbers for metric in ruling)]
         chosen = [*ranked[:EXAMPLES], *ranked[max(EXAMPLES, len(ranked) - EXAMPLES) :]]
         yield f"<h3>{_text(name)}</h3>"
@@ -177,7 +177,7 @@ def _thumbnail(found: Evaluation, image: str) -> np.ndarray | None:
     """What the model sees of an image, small; None where it cannot be read any more."""
     how = found.preprocessing
     try:
-        pixels, _ = prepare(load_image(found.sources[image]), how)
+        pixels, _ = prepare(load_image(found.items[image].picture()), how)
     except ImageError:
         return None
     picture = Image.fromarray(denormalise(pixels, how.mean, how.std))

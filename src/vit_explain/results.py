@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .datasets import Item
 from .errors import OptionError
 from .image import Preprocessing
 from .metric_registry import METRICS
@@ -50,7 +51,7 @@ class Evaluation:
     metrics: Sequence[str]
     settings: Mapping[str, Any]
     refused: Mapping[str, str]
-    sources: Mapping[str, Any]  # image -> where to read it
+    items: Mapping[str, Item]  # image -> what the dataset has of it
     preprocessing: Preprocessing
     labels: Sequence[str] | None
 
@@ -113,7 +114,7 @@ class Evaluation:
     @property
     def images(self) -> int:
         """How many images there are numbers of, mosaics left out."""
-        return len({record.image for record in self.records if record.image in self.sources})
+        return len({record.image for record in self.records if record.image in self.items})
 
     def numbers(self, metric: str, method: str) -> NDArray[np.float64]:
         """(n, c): every image's numbers in a metric, without images of which it says nothing."""

@@ -139,7 +139,7 @@ class Scoring:
         found, geometries, pixels = [], [], []
         for item in items:
             try:
-                one = read(item.source, self.explainer.preprocessing, max_pixels)
+                one = read(item.picture(), self.explainer.preprocessing, max_pixels)
                 truth = item.truth and torch.from_numpy(item.truth.seen(one.geometries[0]))
             except ImageError as error:
                 self.complain(f"{item.name} is left out: {error}")
