@@ -33,6 +33,7 @@ from vit_explain.registry import METHODS, choose_methods
 from vit_explain.scoring import BASELINES
 
 SEED = 0
+HUNDREDS = 100  # a method of more passes either way has further maps of the fewest photos
 # Fewer steps and draws an image than the defaults; intervals say how much is left to chance.
 OPTIONS: dict[str, dict[str, Any]] = {
     "deletion": {"steps": 10},
@@ -62,6 +63,7 @@ def stages() -> list[Stage]:
     every = choose_methods(["all"])
     quick = [one.name for one in every if one.fast and one.name not in LONG]
     slow = [one.name for one in every if one.name not in quick]
+    slowest = [one.name for one in every if max(one.forwards, one.backwards) > HUNDREDS]
     strangers, long = ([one.name for one in others() if one.fast == fast] for fast in (True, False))
     # Photos of single objects without boxes or masks.
     usable = [one for one in choose_metrics(["all"]) if "truth" not in one.needs]
@@ -76,7 +78,8 @@ def stages() -> list[Stage]:
         Stage("slow methods of other packages", long, answers, 0.1),
         Stage("slow methods, the model's answers", slow, answers),
         Stage("slow methods, mosaics", slow, mosaics, 0.3),
-        Stage("slow methods, further maps", slow, further, 0.25),
+        Stage("slow methods, further maps", [name for name in slow if name not in slowest], further, 0.1),
+        Stage("methods of hundreds of passes, further maps", slowest, further, 0.05),
     ]
 
 
