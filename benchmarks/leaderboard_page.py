@@ -21,9 +21,10 @@ from vit_explain import Explainer
 from vit_explain.catalogue import passes
 from vit_explain.datasets import chosen, read_dataset
 from vit_explain.metric_registry import FAMILIES, METRICS, choose_metrics
+from vit_explain.places import INTERVAL, RESAMPLES
 from vit_explain.records import NUMBERS, SETTINGS, Record, Records
 from vit_explain.registry import OTHERS, choose_methods
-from vit_explain.results import INTERVAL, RESAMPLES, Evaluation
+from vit_explain.results import Evaluation
 from vit_explain.scoring import MOSAIC
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +89,8 @@ def restore(folders: Sequence[Path]) -> None:
     for row in csv.DictReader(io.StringIO(gzip.decompress(TABLE.read_bytes()).decode("utf-8"))):
         folder = of.get(row["image"].removeprefix(MOSAIC).split(" | ")[0])
         if folder is not None:
-            target, label = int(row["target"]), labels.index(row["image"].removeprefix(MOSAIC).split("/")[0])
+            target = int(row["target"])
+            label = target if row["image"].startswith(MOSAIC) else labels.index(row["image"].split("/")[0])
             numbers = {
                 metric: [float(v) for v in row[metric].split(":")] if row[metric] != "-" else [None]
                 for metric in settings["metrics"]
@@ -151,8 +153,10 @@ def page(found: Evaluation, about: dict[str, Any]) -> Iterator[str]:
         if metrics:
             yield f"\n## {family.capitalize()}\n"
             yield (
-                "Mean ± half of the interval's width, and place among all that were measured, on as many photos, or "
-                "classes of mosaics, as the second column says. What has a dash has not been measured.\n"
+                "Mean ± half of the interval's width, and place: one more than the methods that are better on the "
+                "photos that both were measured on. The second column says on how many photos, or mosaics, a method "
+                "was. A dash: not measured, or nothing to say of it, as of the order in a map that is the same "
+                "everywhere.\n"
             )
             yield from family_table(found, metrics)
     yield "\n## Other packages beside ours\n"
@@ -251,10 +255,9 @@ def paired(found: Evaluation, metric: str) -> tuple[float, float, float] | None:
 
 
 def common(found: Evaluation, metric: str, *names: str) -> NDArray[np.float64]:
-    """(methods, photos): the numbers of several methods on the photos that all of them have one of."""
-    known: list[dict[str, float]] = []
-    for name in names:
-        rows = {one.image: one.numbers[metric] for one in found.of(name) if metric in one.numbers}
-        known.append({image: row[0] for image, row in rows.items() if len(row) == 1 and row[0] is not None})
+    """(methods, photos or mosaics): the numbers of several methods on those that all have one of; of ratios of sums
+    none."""
+    known = [found.rows_of(metric, name) for name in names]
     images = [image for image in known[0] if all(image in one for one in known)]
-    return np.array([[one[image] for image in images] for one in known])
+    rows = np.array([[one[image] for image in images] for one in known])
+    return rows[..., 0] if rows.ndim == 3 and rows.shape[2] == 1 else np.empty((len(names), 0))

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from small_models import CLASSES, GRID, PATCH, SIZE, small
+from swin_models import SWINS, calm
 from timm.data.imagenet_info import ImageNetInfo
 
 from vit_explain import Explainer, other_method
@@ -28,6 +29,7 @@ from vit_explain.inputs import read
 from vit_explain.metric_registry import METRICS
 from vit_explain.mosaics import cell, composed, grouped
 from vit_explain.photos import load_image
+from vit_explain.places import places
 from vit_explain.records import NUMBERS
 from vit_explain.report import page, save
 from vit_explain.results import Evaluation
@@ -60,6 +62,10 @@ def explainer() -> Explainer:
 def run(folder: Path, explainer: Explainer, tmp_path: Path, **options: Any) -> Evaluation:
     given: dict[str, Any] = {"methods": ["rollout", "gradient_rollout"], "metrics": ["deletion", "gini"]}
     return evaluate(folder, explainer, out=tmp_path / "out", **{**given, **options})
+
+
+def numbers(found: Evaluation, metric: str, method: str = "rollout") -> np.ndarray:
+    return np.array(list(found.rows_of(metric, method).values()))[:, 0]
 
 
 # Data ----------------------------------------------------------------------------------------------------------------
@@ -394,8 +400,8 @@ def test_more_metrics_go_on_too(folder, explainer, tmp_path, monkeypatch):
     found = run(folder, explainer, tmp_path, images=4, metrics=["deletion", "entropy", "insertion"])
     assert not asked
     assert list(found.scores) == ["deletion", "insertion", "entropy", "gini"]
-    np.testing.assert_array_equal(found.numbers("gini", "rollout"), first.numbers("gini", "rollout"))
-    assert len(found.numbers("entropy", "rollout")) == 4
+    np.testing.assert_array_equal(numbers(found, "gini"), numbers(first, "gini"))
+    assert len(numbers(found, "entropy")) == 4
 
 
 def test_other_settings_need_another_folder(folder, explainer, tmp_path):
@@ -483,7 +489,7 @@ def test_what_differs_by_rounding_alone_shares_a_place(folder, explainer, tmp_pa
 def test_ranks_intervals_and_standing(folder, explainer, tmp_path):
     found = run(folder, explainer, tmp_path, metrics=["deletion", "insertion", "gini"])
     for metric, scores in found.scores.items():
-        values = {name: found.numbers(metric, name)[:, 0] for name in found.methods}
+        values = {name: numbers(found, metric, name) for name in found.methods}
         for name, score in scores.items():
             assert score.value == pytest.approx(values[name].mean()) and score.images == 12
             error = values[name].std() / np.sqrt(12)
@@ -491,8 +497,79 @@ def test_ranks_intervals_and_standing(folder, explainer, tmp_path):
             assert (score.high - score.low) / 2 == pytest.approx(1.96 * error, rel=0.25, abs=1e-9)
         best = (max if METRICS[metric].higher_is_better else min)(scores, key=lambda n: scores[n].value)
         assert scores[best].rank == 1
-    places = {n: np.mean([(4 - found.scores[m][n].rank) / 3 for m in ("deletion", "insertion")]) for n in found.methods}
-    assert found.standing == pytest.approx(places)
+    standing = {
+        n: np.mean([(4 - found.scores[m][n].rank) / 3 for m in ("deletion", "insertion")]) for n in found.methods
+    }
+    assert found.standing == pytest.approx(standing)
+
+
+def test_methods_are_compared_on_the_images_that_both_have():
+    gini = METRICS["gini"]  # higher is better
+
+    def rows(values: dict[str, float]) -> dict[str, np.ndarray]:
+        return {image: np.array([value]) for image, value in values.items()}
+
+    hard, easy = {f"h{i}": 0.1 for i in range(3)}, {f"e{i}": 0.9 for i in range(3)}
+    found = {
+        "good": rows({k: v + 0.05 for k, v in (hard | easy).items()}),
+        "bad": rows(hard | easy),
+        "lucky": rows({k: v - 0.05 for k, v in easy.items()}),  # worse than either, on easy images only
+        "elsewhere": rows({"x": 0.0}),
+    }
+    placed = places(found, gini)
+    assert {name: (one.rank, one.share) for name, one in placed.items()} == {
+        "good": (1, 1.0), "bad": (2, 0.5), "lucky": (3, 0.0), "elsewhere": (1, 0.0),
+    }  # fmt: skip
+    lower = places(found, dataclasses.replace(gini, higher_is_better=False))
+    assert [lower[name].rank for name in ("good", "bad", "lucky")] == [3, 2, 1]
+
+
+def test_what_few_methods_have_is_no_matter_of_standing(folder, explainer, tmp_path):
+    options: dict[str, Any] = {"images": 4, "methods": ["gae", "saliency", "integrated_gradients"]}
+    without = run(folder, explainer, tmp_path, metrics=["deletion"], **options).standing
+    found = run(folder, explainer, tmp_path, metrics=["deletion", "completeness_gap"], **options)
+    assert list(found.scores["completeness_gap"]) == ["integrated_gradients"]
+    assert found.standing == without
+
+
+def test_models_with_finer_tokens_than_patches_are_judged(tmp_path):
+    """Swin's maps are of its first stage's tokens, finer than what is removed."""
+    torch.manual_seed(0)
+    size = (32, 48)
+    model = calm(SWINS["torchvision swin"](size))
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            weights *= 100 if "qkv.weight" in name else 1  # attention that is not nearly even
+    explainer = Explainer(model, preprocessing=dataclasses.replace(HOW, size=size))
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        picture(number).save(tmp_path / "photos" / f"{number}.png")
+    lines = "\n".join(f"photos/{n}.png,{n},8,6,40,30" for n in range(4))
+    (tmp_path / "list.csv").write_text("image,label,left,top,right,bottom\n" + lines)
+    found = run(
+        tmp_path / "list.csv", explainer, tmp_path, methods=["rollout", "gradient_rollout", "gradcam"], metrics="all",
+        metric_options=FEW,
+    )  # fmt: skip
+    assert not found.refused
+    pixels = [read(tmp_path / "photos" / f"{n}.png", explainer.preprocessing, 10**6).pixels for n in range(4)]
+    fine = explainer.attribute(torch.cat(pixels), None, "rollout")
+    assert fine.shape[1:] == (8, 12) and found.scores["energy_pointing"]["rollout"].images == 4
+    # The box covers 8 to 40 of 60 pixels across and 6 to 30 of 48 down.
+    across, down = np.arange(48) + 0.5, np.arange(32) + 0.5
+    inside = torch.from_numpy(
+        ((down * 48 / 32 > 6) & (down * 48 / 32 < 30))[:, None] & ((across * 60 / 48 > 8) & (across * 60 / 48 < 40))
+    )
+    share = inside.double().unflatten(0, (8, 4)).unflatten(2, (12, 4)).mean((1, 3))
+    expected = [float((one.double() * share).sum() / one.sum()) for one in fine]
+    assert max(expected) - min(expected) > 0.005
+    by_name = found.rows_of("energy_pointing", "rollout")
+    assert [float(by_name[f"photos/{n}.png"][0]) for n in range(4)] == pytest.approx(expected, rel=1e-4)
+
+
+def test_reports_of_numbers_that_are_missing(folder, explainer, tmp_path):
+    """Of an even map no order can be judged; ratios of sums have no number an image."""
+    found = run(folder, explainer, tmp_path, images=4, methods=["uniform", "gae"], metrics=["saco"])
+    assert "<h3>uniform</h3>" in page(found) and "uniform" not in found.scores["saco"]
 
 
 def test_files_hold_every_number(folder, explainer, tmp_path):
@@ -502,7 +579,7 @@ def test_files_hold_every_number(folder, explainer, tmp_path):
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "numbers.csv").read_text())))
     assert len(rows) == 5 * 4 * 2
     values = [float(row["value"]) for row in rows if (row["method"], row["metric"]) == ("rollout", "deletion")]
-    np.testing.assert_allclose(values, found.numbers("deletion", "rollout")[:, 0])
+    np.testing.assert_allclose(values, numbers(found, "deletion"))
     pandas = pytest.importorskip("pandas", reason="data frames are for those who have pandas")
     assert isinstance(found.frame(), pandas.DataFrame) and len(found.frame()) == len(rows)
 
@@ -534,13 +611,15 @@ def test_mosaics_are_scored(tmp_path):
         for i, one in enumerate(pictures):
             one.save(tmp_path / "photos" / f"{number}-{i}.png")
     seen: list[tuple[int, int]] = []
-    options: dict[str, Any] = {"metrics": ["grid_pointing"], "methods": ["gae", "uniform"]}
+    options: dict[str, Any] = {"metrics": ["grid_pointing"], "methods": ["gae", "uniform", "rollout"]}
     for _ in range(2):  # the second time all is known already
         found = run(tmp_path / "photos", explainer, tmp_path, progress=lambda *two: seen.append(two), **options)
         scores = found.scores["grid_pointing"]
-        assert scores["uniform"].value == pytest.approx(0.25, abs=1e-6) and scores["gae"].images == 2 * 4
-        # Of four methods on eight photos and two mosaics, with four classes each.
-        assert seen[-1] == (64, 64) and seen == sorted(seen)
+        assert scores["uniform"].value == pytest.approx(0.25, abs=1e-6) and scores["gae"].images == 2
+        # A map for no class has a quarter of itself in each quarter on the mean, whatever the mosaic.
+        assert [scores["rollout"].low, scores["rollout"].high] == pytest.approx([0.25, 0.25], abs=1e-6)
+        # Of five methods on eight photos and two mosaics, with four classes each.
+        assert seen[-1] == (80, 80) and seen == sorted(seen)
         seen.clear()
     own = [one for one in found.records if one.image.startswith("mosaic") and one.method == "gae"]
     for record in own:  # each class alone

@@ -57,7 +57,7 @@ LEVELS = [
     {"prompts"},
     {"attention_paths", "contributions", "inquiry", "players", "timm_common", "torchvision_common"},
     {"removal", "truth"},
-    {"cases", "datasets", "mosaics"},
+    {"cases", "datasets", "mosaics", "places"},
     {"curves", "localisation", "randomised"},
     {"catalogue", "inputs", "methods", "metrics", "models", "render", "sharing", "store"},
     {"charts", "explanation", "leaderboard", "loading", "metric_catalogue"},

@@ -8,19 +8,16 @@ from torch import Tensor
 
 from .cases import Case
 from .likeness import unit
+from .removal import covered
 
 
 def positive_share(case: Case) -> Tensor:
     """(B,) the share of the map's positive relevance on the object; NaN where no object is known."""
     assert case.truth is not None
-    height, width = case.pictures.anatomy.covers
-    maps, truth = case.maps.double().cpu().clamp_min(0), case.truth.cpu()
-    if tuple(maps.shape[1:]) == case.pictures.anatomy.grid:
-        # A patch's relevance lies evenly on its pixels, so the object has the part of it that it has of the patch.
-        inside = F.adaptive_avg_pool2d(truth[:, None].double(), case.pictures.anatomy.grid)[:, 0]
-    else:
-        maps = maps[:, :height, :width]
-        inside = truth.double()
+    anatomy = case.pictures.anatomy
+    maps, truth = covered(case.maps.double().cpu().clamp_min(0), anatomy), case.truth.cpu()
+    # A token's relevance lies evenly on its pixels, so the object has the part of it that it has of the token.
+    inside = F.adaptive_avg_pool2d(truth[:, None].double(), (maps.shape[1], maps.shape[2]))[:, 0]
     total = maps.sum((1, 2))
     share = (maps * inside).sum((1, 2)) / total.clamp_min(torch.finfo(torch.float64).tiny)
     return share.masked_fill(~truth.flatten(1).any(1), torch.nan).float()

@@ -163,16 +163,21 @@ def ranked(maps: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
 
 
 def at_level(maps: Tensor, anatomy: Anatomy, level: Level) -> Tensor:
-    """Maps (B, h, w) of patches or of pixels as numbers (B, n) of patches, or of the pixels that these cover.
+    """Maps (B, h, w) of patches, of a finer grid of tokens, or of pixels, as numbers (B, n) of patches, or of the
+    pixels that these cover.
 
     To pixels they are resized bilinearly, as Chefer et al. (CVPR 2021) do; to patches they are averaged.
     """
-    height, width = anatomy.covers
     size = anatomy.grid if level == "patch" else anatomy.covers
+    maps = covered(maps, anatomy)
     if tuple(maps.shape[1:]) == size:
         return maps.flatten(1)
     if level == "patch":
-        return F.adaptive_avg_pool2d(maps[:, None, :height, :width], size).flatten(1)
-    if maps.shape[1] > anatomy.grid[0]:  # of all pixels, some of which no patch covers
-        return maps[:, :height, :width].flatten(1)
+        return F.adaptive_avg_pool2d(maps[:, None], size).flatten(1)
     return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False).flatten(1)
+
+
+def covered(maps: Tensor, anatomy: Anatomy) -> Tensor:
+    """Maps (B, h, w) without the pixels that no patch covers, where they are of pixels."""
+    height, width = anatomy.covers
+    return maps[:, :height, :width] if maps.shape[1] >= height and maps.shape[2] >= width else maps

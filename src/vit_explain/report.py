@@ -93,7 +93,9 @@ def _table(found: Evaluation) -> str:
     )
     rows = []
     for name in found.order:
-        cells = "".join(_cell(scores.get(name)) for scores in found.scores.values())
+        cells = "".join(
+            _cell(scores.get(name), max(s.images for s in scores.values())) for scores in found.scores.values()
+        )
         style = ' class="base"' if _is_baseline(found, name) else ""
         about = (
             _text(name),
@@ -106,16 +108,19 @@ def _table(found: Evaluation) -> str:
         '<div class="wide"><table><tr><th>method</th><th>standing</th><th>passes</th><th>seconds<br><small>an image'
         f"</small></th>{heads}</tr>{''.join(rows)}</table></div>"
         "<p class=soft>Standing: the mean place from 0 (last) to 1 (first) in each family of metrics but complexity, "
-        "and the mean of these. In each cell: mean, half of the interval's width, and rank.</p>"
+        "and the mean of these; metrics that say something of half of the methods or fewer are left out. In each cell: "
+        "mean, half of the interval's width, and rank: one more than the methods that are better on the images that "
+        "both have. Where a method has fewer images than others, their number. A dash: not measured, or nothing to say "
+        "of it, as of the order in a map that is the same everywhere.</p>"
     )
 
 
-def _cell(score: Score | None) -> str:
+def _cell(score: Score | None, most: int) -> str:
     if score is None:
         return "<td>–</td>"
     best = ' class="best"' if score.rank == 1 else ""
-    half = (score.high - score.low) / 2
-    return f"<td{best}>{score.value:.3g} <small>± {half:.2g} · {score.rank}</small></td>"
+    half, of = (score.high - score.low) / 2, "" if score.images == most else f" of {score.images} images"
+    return f"<td{best}>{score.value:.3g} <small>± {half:.2g} · {score.rank}{of}</small></td>"
 
 
 def _plots(found: Evaluation) -> Iterator[str]:
@@ -142,15 +147,18 @@ def _plots(found: Evaluation) -> Iterator[str]:
 
 def _examples(found: Evaluation) -> Iterator[str]:
     """For each method the images on which its curves are best and worst."""
-    ruling = [metric for metric in found.scores if any(found.curves(metric, name).size for name in found.methods)]
-    ruling = ruling or list(found.scores)[:1]
+    curved = [metric for metric in found.scores if any(found.curves(metric, name).size for name in found.methods)]
+    # Of one number an image: ratios of sums have none of their own.
+    single = [metric for metric in found.scores if all(len(r.numbers.get(metric, [0])) == 1 for r in found.records)]
+    ruling = curved or single[:1]
     if not ruling:
+        yield "<p>None of these metrics has a number of its own for each image.</p>"
         return
     yield f"<p>By {_text(' and '.join(ruling))}, of images that can still be read.</p>"
     thumbnails: dict[str, np.ndarray | None] = {}
     for name in found.order:
-        ranked = sorted((r for r in found.of(name) if r.image in found.items), key=lambda r: -_value(r, ruling))
-        ranked = [record for record in ranked if all(metric in record.numbers for metric in ruling)]
+        usable = [r for r in found.of(name) if r.image in found.items and _known(r, ruling)]
+        ranked = sorted(usable, key=lambda r: -_value(r, ruling))
         chosen = [*ranked[:EXAMPLES], *ranked[max(EXAMPLES, len(ranked) - EXAMPLES) :]]
         yield f"<h3>{_text(name)}</h3>"
         for number, record in enumerate(chosen):
@@ -162,15 +170,14 @@ def _examples(found: Evaluation) -> Iterator[str]:
                 yield _figure(found, record, picture, said, ruling)
 
 
+def _known(record: Record, ruling: Sequence[str]) -> bool:
+    return all(record.numbers.get(metric, [None])[0] is not None for metric in ruling)
+
+
 def _value(record: Record, ruling: Sequence[str]) -> float:
-    """The sum of the ruling metrics, what is better when lower turned around; least of all where one says nothing."""
-    total = 0.0
-    for metric in ruling:
-        value = record.numbers.get(metric, [None])[0]
-        if value is None:
-            return -np.inf
-        total += value if METRICS[metric].higher_is_better else -value
-    return total
+    """The sum of the ruling metrics, what is better when lower turned around."""
+    signs = [1 if METRICS[metric].higher_is_better else -1 for metric in ruling]
+    return sum(sign * (record.numbers[metric][0] or 0.0) for sign, metric in zip(signs, ruling, strict=True))
 
 
 def _thumbnail(found: Evaluation, image: str) -> np.ndarray | None:

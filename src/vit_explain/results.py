@@ -17,29 +17,30 @@ from .datasets import Item
 from .errors import OptionError
 from .image import Preprocessing
 from .metric_registry import METRICS
+from .places import Rows, interval, places
 from .records import Record
 from .registry import Method
 
 if TYPE_CHECKING:
     import pandas
 
-RESAMPLES = 2000
-INTERVAL = (2.5, 97.5)  # percent
-CHUNK = 200  # resamples at a time
-DIGITS = 4  # of a number that places go by; what lies beyond is rounding, and would part methods that are equal
 # Families whose ranks say whether a map can be trusted; complexity says what it is like.
 JUDGING = ("faithfulness", "localisation", "robustness", "sanity")
 
 
 @dataclass(frozen=True)
 class Score:
-    """A method's number in a metric, with a 95 % bootstrap interval over images, and its place among the methods."""
+    """A method's number in a metric, with a 95 % bootstrap interval over images, and its place among the methods.
+
+    ``rank`` and ``place`` compare with each other method on the images that both have; see ``places.Place``.
+    """
 
     value: float
     low: float
     high: float
-    images: int
+    images: int  # mosaics where the metric is of these
     rank: int
+    place: float
 
 
 @dataclass(eq=False)
@@ -60,39 +61,38 @@ class Evaluation:
         """metric -> method -> score; methods without a number in it are absent, and so are metrics without any."""
         found: dict[str, dict[str, Score]] = {}
         for metric in self.metrics:
-            estimates = {}
-            for method in self.methods:
-                rows = self.numbers(metric, method)
-                if len(rows):
-                    estimates[method] = (*_interval(rows, metric), len(rows))
-            if estimates:
-                sign = -1 if METRICS[metric].higher_is_better else 1
-                values = {method: sign * float(f"{value:.{DIGITS}g}") for method, (value, *_) in estimates.items()}
-                found[metric] = {
-                    method: Score(
-                        value, low, high, images, 1 + sum(other < values[method] for other in values.values())
-                    )
-                    for method, (value, low, high, images) in estimates.items()
-                }
+            rows = {method: self.rows_of(metric, method) for method in self.methods}
+            rows = {method: own for method, own in rows.items() if own}
+            placed = places(rows, METRICS[metric])
+            scores = {
+                method: Score(
+                    *interval(np.array(list(own.values())), METRICS[metric]),
+                    len(own),
+                    placed[method].rank,
+                    placed[method].share,
+                )
+                for method, own in rows.items()
+            }
+            found |= {metric: scores} if scores else {}
         return found
 
     @cached_property
     def standing(self) -> dict[str, float]:
         """For each method, from 0 (last) to 1 (first): its mean place in each family of metrics, and their mean.
 
-        Families of ``JUDGING`` count alike, however many metrics they have. Baselines have a place, too. Methods that
-        lack a metric's number have their place from the others of the family; without any in a family they are last
-        in it, as they cannot be judged there.
+        Families of ``JUDGING`` count alike, however many metrics they have. Baselines have a place, too. A metric that
+        has a number of no more than half of the methods says something of these alone, and is left out. Methods that
+        lack another metric's number have their place from the others of the family; without any in a family they are
+        last in it, as they cannot be judged there.
         """
-        places: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        shares: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for metric, scores in self.scores.items():
-            for method, score in scores.items():
-                better = sum(other.rank > score.rank for other in scores.values())
-                equal = sum(other.rank == score.rank for other in scores.values()) - 1
-                places[METRICS[metric].family][method].append((better + equal / 2) / max(1, len(scores) - 1))
-        judged = [family for family in JUDGING if family in places]
+            if len(scores) > len(self.methods) / 2:
+                for method, score in scores.items():
+                    shares[METRICS[metric].family][method].append(score.place)
+        judged = [family for family in JUDGING if family in shares]
         return {
-            method: float(np.mean([np.mean(places[family].get(method, [0.0])) for family in judged]))
+            method: float(np.mean([np.mean(shares[family].get(method, [0.0])) for family in judged]))
             for method in self.methods
             if judged
         }
@@ -116,12 +116,18 @@ class Evaluation:
         """How many images there are numbers of, mosaics left out."""
         return len({record.image for record in self.records if record.image in self.items})
 
-    def numbers(self, metric: str, method: str) -> NDArray[np.float64]:
-        """(n, c): every image's numbers in a metric, without images of which it says nothing."""
-        rows = [one.numbers[metric] for one in self.of(method) if metric in one.numbers]
-        return np.array([row for row in rows if None not in row], dtype=float).reshape(
-            -1, max(map(len, rows), default=1)
-        )
+    def rows_of(self, metric: str, method: str) -> Rows:
+        """image -> its numbers (c,) in a metric, without images of which it says nothing.
+
+        The classes of a mosaic are not independent of each other: the mosaic is one image, with their mean.
+        """
+        rows: dict[str, list[list[Any]]] = defaultdict(list)
+        for one in self.of(method):
+            if metric in one.numbers and None not in one.numbers[metric]:
+                rows[one.image if one.image in self.items else one.image.rpartition(": ")[0]].append(
+                    one.numbers[metric]
+                )
+        return {image: np.array(found, dtype=float).mean(0) for image, found in rows.items()}
 
     def curves(self, metric: str, method: str) -> NDArray[np.float64]:
         """(n, points): every image's curve in a metric; no points for metrics that are no area under one."""
@@ -206,14 +212,3 @@ class Evaluation:
         file = io.BytesIO()
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(self.rows()), file)
         return file.getvalue()
-
-
-def _interval(rows: NDArray[np.float64], metric: str) -> tuple[float, float, float]:
-    """A metric's number over images, and the middle 95 % of what it is over images drawn with replacement."""
-    combine = METRICS[metric].combine
-    generator = np.random.default_rng(0)
-    drawn: list[NDArray[np.float64]] = []
-    for _ in range(0, RESAMPLES, CHUNK):
-        drawn.append(combine(rows[generator.integers(0, len(rows), (CHUNK, len(rows)))]))
-    low, high = np.percentile(np.concatenate(drawn), INTERVAL)
-    return float(combine(rows[None])[0]), float(low), float(high)
