@@ -17,7 +17,7 @@ from methods import LONG
 from numpy.typing import NDArray
 from outside import BESIDE, others
 
-from vit_explain import Explainer
+from vit_explain import Explainer, __version__
 from vit_explain.catalogue import passes
 from vit_explain.datasets import chosen, read_dataset
 from vit_explain.metric_registry import FAMILIES, METRICS, choose_metrics
@@ -43,6 +43,7 @@ def gathered(folders: Sequence[Path], photos: Path) -> Evaluation:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         settings.pop("files", None)
         found += Records(folder, settings)
+    settings["data"] = photos.name
     items = chosen(read_dataset(photos, explainer.labels, len(explainer.labels or [])), None, 0)
     scored = {one.method for one in found}
     return Evaluation(
@@ -100,7 +101,9 @@ def restore(folders: Sequence[Path]) -> None:
                 row["image"], row["method"], target, label, target == label, float(row["probability"]), 0.0, numbers
             )
             lines[folder].append(json.dumps(dataclasses.asdict(record)))
+    settings["version"] = __version__  # whoever goes on says that the numbers are still the same
     for folder, known in lines.items():
+        settings["data"] = str((folder / "photos").resolve())
         (folder / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
         (folder / NUMBERS).write_text("".join(f"{line}\n" for line in known), encoding="utf-8")
 

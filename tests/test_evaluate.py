@@ -8,7 +8,9 @@ import gc
 import io
 import json
 import re
+import shutil
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,10 @@ def test_lists_with_boxes_and_masks(folder):
         ("image,left,top,right,bottom\nchurch/0.png,5,1,4,9\n", "left < right"),
         ("image,left,top,right,bottom\nchurch/0.png,5,1,,9\n", "numbers left, top, right and bottom"),
         ("image,label\nchurch/0.png,shoe\n", "no class 'shoe'"),
+        ("image,left,top,right,bottom\nchurch/0.png,5,1,inf,9\n", "numbers left, top, right and bottom"),
+        ("image,label\nchurch/0.png,church\nchurch/0.png,red fox\n", "row 2: 'church/0.png' has another label"),
+        ("image,label\nchurch/0.png,²\n", "no class '²'"),
+        (f"image\n{'x' * 200_000}\n", "cannot be read: field larger"),
         ("", "there are no pictures"),
     ),
 )
@@ -157,7 +163,26 @@ def test_hostile_data(folder, tmp_path):
             read_dataset(tmp_path / name, LABELS, CLASSES)
 
 
-@pytest.mark.parametrize("form", ("disk", "parquet"))
+def test_labels_come_before_numbers():
+    """Digits, say."""
+    known = Classes(["1", "2", "3", "4"], 4)
+    assert [known.number(name) for name in ("1", "4", "0")] == [0, 3, 0]
+
+
+def test_results_among_the_photos_do_not_make_them_another_dataset(folder):
+    (folder / "church" / "out").mkdir()
+    (folder / "church" / "out" / "numbers.parquet").write_bytes(b"")
+    assert len(read_dataset(folder, LABELS, CLASSES)) == 12
+
+
+def test_pictures_none_of_which_can_be_read(folder, explainer, tmp_path):
+    for file in folder.rglob("*.png"):
+        file.write_bytes(b"no picture")
+    with pytest.raises(ImageError, match="none of the 12 pictures"):
+        run(folder, explainer, tmp_path)
+
+
+@pytest.mark.parametrize("form", ("disk", "parts", "parquet"))
 def test_saved_datasets(folder, tmp_path, form):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"photo": datasets.Image(), "kind": datasets.ClassLabel(names=["church", "red fox"])})
@@ -165,6 +190,8 @@ def test_saved_datasets(folder, tmp_path, form):
     saved = datasets.Dataset.from_dict({"photo": [*files, None], "kind": [0, 1, -1]}, features=features)
     if form == "disk":
         saved.save_to_disk(str(tmp_path / "saved"))
+    elif form == "parts":
+        datasets.DatasetDict({"train": saved}).save_to_disk(str(tmp_path / "saved"))
     else:
         (tmp_path / "saved").mkdir()
         saved.select([0]).to_parquet(str(tmp_path / "saved" / "part-0.parquet"))
@@ -406,7 +433,7 @@ def test_more_metrics_go_on_too(folder, explainer, tmp_path, monkeypatch):
 
 def test_other_settings_need_another_folder(folder, explainer, tmp_path):
     run(folder, explainer, tmp_path, images=2)
-    with pytest.raises(OutputError, match=r"other settings \(seed\)"):
+    with pytest.raises(OutputError, match=r"other settings \(seed, options of random\)"):
         run(folder, explainer, tmp_path, images=2, seed=1)
     with pytest.raises(OutputError, match=r"other settings \(metrics of deletion\)"):
         run(folder, explainer, tmp_path, images=2, metric_options={"deletion": {"steps": 7}})
@@ -415,6 +442,54 @@ def test_other_settings_need_another_folder(folder, explainer, tmp_path):
     (tmp_path / "out" / "evaluation.json").write_text("{")
     with pytest.raises(OutputError, match="is damaged"):
         run(folder, explainer, tmp_path, images=2)
+
+
+def test_numbers_of_another_model_or_other_data_are_not_taken_for_these(folder, explainer, tmp_path, monkeypatch):
+    run(folder, explainer, tmp_path, images=2)
+    other: Any = small("class token")
+    with torch.no_grad():
+        other.blocks[0].mlp.fc1.bias[0] += 1e-3
+    shutil.copytree(folder, tmp_path / "moved" / "photos")
+    for what, data, model in (
+        ("weights", folder, Explainer(other, labels=LABELS, preprocessing=HOW)),
+        ("labels", folder, Explainer(explainer.model, labels=LABELS[::-1], preprocessing=HOW)),
+        ("preprocessing", folder, Explainer(explainer.model, labels=LABELS, preprocessing=replace(HOW, crop_pct=0.9))),
+        ("data", tmp_path / "moved" / "photos", explainer),
+    ):
+        with pytest.raises(OutputError, match=rf"other settings \({what}\)"):
+            run(data, model, tmp_path, images=2)
+    monkeypatch.setattr("vit_explain.evaluation.__version__", "0.0.1")
+    with pytest.raises(OutputError, match=r"other settings \(version\)"):
+        run(folder, explainer, tmp_path, images=2)
+
+
+def test_a_damaged_line_loses_none_of_the_others(folder, explainer, tmp_path):
+    run(folder, explainer, tmp_path, images=4)
+    file = tmp_path / "out" / NUMBERS
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([lines[0], lines[1].replace('"method"', '"means"'), *lines[2:]]))
+    with pytest.raises(OutputError, match=r"line 2 of .* is damaged"):
+        run(folder, explainer, tmp_path, images=4)
+    assert len(file.read_text().splitlines()) == len(lines)
+
+
+def test_a_metric_that_cannot_be_had_takes_no_method_along(folder, tmp_path):
+    """Of a model whose head reads patches, none of which may be left out of all."""
+    explainer = Explainer(small("mean pooling"), labels=LABELS, preprocessing=HOW)
+    said: list[str] = []
+    found = run(folder, explainer, tmp_path, metric_options={"deletion": {"fill": "drop"}}, complain=said.append)
+    assert list(found.scores) == ["gini"] and len(found.scores["gini"]) == len(found.methods) == 4
+    assert found.refused.keys() == {f"deletion of {name}" for name in found.methods}
+    assert len(said) == 4 and said[0].startswith("deletion of ") and "fill them instead of dropping" in said[0]
+
+
+def test_the_seed_is_for_all_chance(folder, explainer, tmp_path):
+    options: dict[str, Any] = {"images": 12, "metrics": ["deletion"]}
+    found = [
+        run(folder, explainer, tmp_path / str(seed), seed=seed, **options).scores["deletion"]["random"].value
+        for seed in (0, 1)
+    ]
+    assert found[0] != found[1]
 
 
 def test_what_cannot_be_read_or_explained_is_left_out(folder, explainer, tmp_path):
@@ -456,6 +531,7 @@ def test_wrong_arguments(folder, explainer, tmp_path):
     for options, error, message in (
         ({"target": "both"}, OptionError, "'predicted' or 'label'"),
         ({"mosaic": 1}, OptionError, "at least 2 pictures"),
+        ({"images": -1}, OptionError, "at least 1 image"),
         ({"options": {"gae": {}}}, OptionError, "'gae', which is not among the methods"),
         ({"metric_options": {"saco": {}}}, OptionError, "'saco', which is not among the metrics"),
         ({"metric_options": {"gini": {"x": 1}}}, OptionError, "gini has no option 'x'"),
@@ -463,13 +539,14 @@ def test_wrong_arguments(folder, explainer, tmp_path):
     ):
         with pytest.raises(error, match=message):
             run(folder, explainer, tmp_path, **options)
-    with pytest.raises(ModelError, match="has no classes"):
-        run(folder, Explainer(small_headless(), preprocessing=HOW), tmp_path)
+    for classes, message in ((0, "has no classes"), (1, "a single score")):
+        with pytest.raises(ModelError, match=message):
+            run(folder, Explainer(with_classes(classes), preprocessing=HOW), tmp_path)
 
 
-def small_headless() -> torch.nn.Module:
+def with_classes(number: int) -> torch.nn.Module:
     model: Any = small("class token")
-    model.reset_classifier(0)
+    model.reset_classifier(number)
     return model
 
 

@@ -331,8 +331,8 @@ def test_randomised_models(model, pictures):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_weights_are_drawn_from_the_top_and_come_back(model):
-    randomised = Randomised(model, seed=0)
+def test_weights_are_drawn_from_the_top_and_come_back(model, pictures):
+    randomised = Randomised(model, seed=0, scores=lambda copied: copied(pictures))
     names = [name for name, _ in model.named_parameters()]
     with randomised.last(0.25) as other:
         changed = [n for n, p in other.named_parameters() if not torch.equal(p, model.get_parameter(n))]
@@ -341,6 +341,20 @@ def test_weights_are_drawn_from_the_top_and_come_back(model):
         weight = other.get_parameter("head.weight")
         assert weight.detach().std().item() == pytest.approx(model.head.weight.detach().std().item(), rel=0.3)
     assert all(torch.equal(p, model.get_parameter(n)) for n, p in randomised.model.named_parameters())
+
+
+def test_weights_that_nothing_depends_on_are_not_drawn(model, pictures):
+    """As a text tower's, which come last among the weights of some models."""
+    model.unused = torch.nn.Linear(3, 3)
+    model.head.weight.requires_grad_(False)
+    randomised = Randomised(model, seed=0, scores=lambda copied: copied(pictures))
+    changed = {}
+    for share in (1 / 64, 1.0):
+        with randomised.last(share) as other:
+            changed[share] = {n for n, p in other.named_parameters() if not torch.equal(p, model.get_parameter(n))}
+    assert changed[1 / 64] == {"head.bias"} and {"cls_token", "head.weight"} < changed[1.0]
+    assert not {"unused.weight", "unused.bias"} & changed[1.0]
+    assert not randomised.model.head.weight.requires_grad and randomised.model.head.bias.requires_grad
 
 
 def test_structural_similarity():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import random
 import re
 from collections import defaultdict
@@ -44,13 +45,13 @@ def read_dataset(source: str | Path, labels: Sequence[str] | None, classes: int)
 
     ``source``: a folder with one folder of pictures a class, named by label, number or WordNet id; a folder of pictures
     alone; a ``.csv``, ``.json`` or ``.jsonl`` list whose rows hold ``image`` and, as far as they are known, ``label``,
-    ``left``, ``top``, ``right``, ``bottom`` (pixels; a row a box) or ``mask``; or a folder that Hugging Face's datasets
-    saved. ``labels``, ``classes``: the model's. Raises ``ImageError``.
+    ``left``, ``top``, ``right``, ``bottom`` (pixels; a row a box) or ``mask``, of one class a picture; or a folder that
+    Hugging Face's datasets saved. ``labels``, ``classes``: the model's. Raises ``ImageError``.
     """
     path = Path(source)
     if path.is_file() and path.suffix in (".csv", ".json", ".jsonl"):
         items = _listed(path, labels, classes)
-    elif path.is_dir() and ((path / "dataset_info.json").exists() or any(path.rglob("*.parquet"))):
+    elif path.is_dir() and _is_saved(path):
         items = _saved(path, labels, classes)
     elif path.is_dir():
         items = _foldered(path, labels, classes)
@@ -78,7 +79,7 @@ def chosen(items: Sequence[Item], number: int | None, seed: int) -> list[Item]:
 
 
 class Classes:
-    """The model's classes, found by number, label, or WordNet id."""
+    """The model's classes, found by label, number, or WordNet id."""
 
     def __init__(self, labels: Sequence[str] | None, classes: int) -> None:
         self._classes = classes
@@ -88,9 +89,9 @@ class Classes:
     def number(self, name: str) -> int | None:
         """The class of this name; None where there is none, or more than one."""
         text = name.strip()
-        if text.isdigit() and int(text) < self._classes:
-            return int(text)
         found = self._names.find(text)
+        if not found and text.isascii() and text.isdigit() and int(text) < self._classes:
+            return int(text)
         if not found and WORDNET.fullmatch(text):
             found = self._of_synset(text)
         return found[0] if len(found) == 1 else None
@@ -139,7 +140,7 @@ def _pictures(folder: Path) -> Iterator[Path]:
 
 
 def _listed(path: Path, labels: Sequence[str] | None, classes: int) -> list[Item]:
-    known = Classes(labels, classes)
+    named = Classes(labels, classes)
     boxes: dict[str, list[Box]] = defaultdict(list)
     first: dict[str, Mapping[str, Any]] = {}
     for number, row in enumerate(_rows(path), 1):
@@ -148,12 +149,18 @@ def _listed(path: Path, labels: Sequence[str] | None, classes: int) -> list[Item
             raise ImageError(f"{path}, row {number}: there is no image; each row needs a column or key of this name")
         if not (path.parent / name).is_file():
             raise ImageError(f"{path}, row {number}: there is no file {name!r} beside the list")
-        first.setdefault(name, row)
+        known = first.setdefault(name, row)
+        for key in ("label", "mask"):
+            if _given(row, key) and str(row[key]) != str(known.get(key)):
+                raise ImageError(
+                    f"{path}, row {number}: {name!r} has another {key} in a row above; a list has one class a picture, "
+                    "with a box of it in each row"
+                )
         if any(_given(row, corner) for corner in CORNERS):
             boxes[name].append(_box(row, f"{path}, row {number}"))
     items = []
     for name, row in first.items():
-        label = known.required(str(row["label"]), str(path)) if _given(row, "label") else None
+        label = named.required(str(row["label"]), str(path)) if _given(row, "label") else None
         mask = path.parent / str(row["mask"]) if _given(row, "mask") else None
         truth = Truth(tuple(boxes[name]), mask) if boxes[name] or mask else None
         items.append(Item(name, path.parent / name, label, truth))
@@ -166,7 +173,7 @@ def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
         if path.suffix == ".csv":
             return list(csv.DictReader(io.StringIO(text)))
         rows = json.loads(text) if path.suffix == ".json" else [json.loads(s) for s in text.splitlines() if s.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise ImageError(f"the list {path} cannot be read: {error}") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ImageError(f"the list {path} must hold one object a picture, with the key image")
@@ -179,12 +186,21 @@ def _given(row: Mapping[str, Any], key: str) -> bool:
 
 def _box(row: Mapping[str, Any], where: str) -> Box:
     try:
-        left, top, right, bottom = (float(row[corner]) for corner in CORNERS)
+        left, top, right, bottom = corners = [float(row[corner]) for corner in CORNERS]
+        if not all(map(math.isfinite, corners)):
+            raise ValueError
     except (KeyError, TypeError, ValueError):
         raise ImageError(f"{where}: a box needs the numbers left, top, right and bottom, in pixels") from None
     if not (left < right and top < bottom):
         raise ImageError(f"{where}: a box needs left < right and top < bottom, not {(left, top, right, bottom)}")
     return left, top, right, bottom
+
+
+def _is_saved(folder: Path) -> bool:
+    """Parquet files beside pictures are something else, such as the numbers of an evaluation."""
+    if any((folder / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
+        return True
+    return any(folder.rglob("*.parquet")) and not any(_pictures(folder))
 
 
 def _saved(folder: Path, labels: Sequence[str] | None, classes: int) -> list[Item]:

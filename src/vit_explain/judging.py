@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .cases import Case
 from .errors import OptionError
@@ -24,6 +24,7 @@ class Judge:
 
     def __init__(self, explainer: Explainer, seed: int) -> None:
         self.explainer, self.seed = explainer, seed
+        self._copy: tuple[Randomised, Explainer] | None = None
 
     def pictures(self, pixels: Tensor) -> Pictures:
         """Pixels (B, C, H, W) as the model takes them."""
@@ -68,7 +69,7 @@ class Judge:
 
         @functools.cache
         def rerandomised(share: float) -> Tensor:
-            randomised, explainer = self._random
+            randomised, explainer = self._random(pictures.pixels)
             with randomised.last(share):
                 return explained(explainer, pictures.pixels, targets, one).map
 
@@ -89,10 +90,19 @@ class Judge:
             rerandomised,
         )
 
-    @functools.cached_property
-    def _random(self) -> tuple[Randomised, Explainer]:
-        randomised = Randomised(self.explainer.plain, self.seed)
-        return randomised, Explainer(randomised.model, preprocessing=self.explainer.preprocessing)
+    def _random(self, pixels: Tensor) -> tuple[Randomised, Explainer]:
+        """The copy, and who explains it; ``pixels``: of the first picture that it is made for."""
+        if self._copy is None:
+
+            def explained(model: nn.Module) -> Explainer:
+                return Explainer(model, preprocessing=self.explainer.preprocessing)
+
+            def scores(model: nn.Module) -> Tensor:
+                return explained(model).subject(pixels[:1])[0].respond(pixels[:1])[1]
+
+            randomised = Randomised(self.explainer.plain, self.seed, scores)
+            self._copy = randomised, explained(randomised.model)
+        return self._copy
 
 
 def _checked(method: Method, maps: Any, pixels: Tensor, pictures: Pictures) -> Tensor:

@@ -131,11 +131,16 @@ class Records:
             return
         whole = 0
         with file.open("rb") as lines:
-            for line in lines:
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):  # cut off when the run was stopped
+                    break
                 try:
                     record = Record(**json.loads(line))
                 except (ValueError, TypeError):
-                    break  # cut off when the run was stopped
+                    raise OutputError(
+                        f"line {number} of {str(file)!r} is damaged, or of another version; remove the line to have "
+                        "its numbers measured again, or choose another folder"
+                    ) from None
                 self._keep(record)
                 whole += len(line)
             torn = file.stat().st_size - whole

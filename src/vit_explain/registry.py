@@ -183,7 +183,8 @@ def other_method(
     ``maps``: called as ``maps(model, pixels, classes)`` with the ``torch.nn.Module``, preprocessed pixels (B, C, H, W)
     and class numbers (B,), on the model's device; it returns relevance (B, h, w), a number a patch or a pixel, larger
     for what matters more. It is also called with a copy of the model that has random weights, so it must keep nothing
-    of a model from call to call. ``signed``: whether numbers below zero speak against the class. ``forwards``,
+    of a model from call to call. An evaluation that goes on finds its numbers by the method's name, so a method that
+    was changed needs another. ``signed``: whether numbers below zero speak against the class. ``forwards``,
     ``backwards``: what an image takes, for the table.
     """
     return Method(

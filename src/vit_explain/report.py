@@ -54,8 +54,9 @@ def page(found: Evaluation) -> str:
     """The whole report, with everything that it shows inside it."""
     parts = [
         f"<h1>Which map can be trusted: {_text(found.settings['model'])}</h1>",
-        f"<p>{len(found.methods)} methods on {found.images} images of <i>{_text(found.settings['data'])}</i>, "
-        f"the {_text(found.settings['target'])} class explained, seed {found.settings['seed']}. "
+        f"<p>{len(found.methods)} methods on {found.images} images of "
+        f"<i>{_text(Path(found.settings['data']).name)}</i>, the {_text(found.settings['target'])} class explained, "
+        f"seed {found.settings['seed']}. "
         "Means over images with 95 % bootstrap intervals. Random and centred Gaussian maps stand beside the methods: "
         "what does not beat them says nothing.</p>",
         *([_refused(found)] if found.refused else []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -180,9 +181,14 @@ class Scoring:
                 try:
                     self.records.add(self._records(method, batch, pictures, whole, targets, lacking))
                 except (CaptureError, ModelError, OptionError) as error:
-                    self.refused[method.name] = str(error)
-                    self.complain(f"{method.name} is left out: {error}")
+                    self._refuse(method.name, error)
             self._advance(len(batch.names))
+
+    def _refuse(self, what: str, error: Exception) -> None:
+        """Go on without a method, or a metric of it, and say so once."""
+        if what not in self.refused:
+            self.refused[what] = str(error)
+            self.complain(f"{what} is left out: {error}")
 
     def _records(
         self,
@@ -198,12 +204,20 @@ class Scoring:
             method, options, pictures, whole, targets, labels=batch.labels, truth=batch.truth, one=batch.one
         )
         known = [one for one in metrics if "truth" not in one.needs or case.truth is not None]
-        nothing: dict[str, list[float | None]] = {one.name: [None] for one in metrics if one not in known}
-        case.prepare([part for one in known for part in one.parts(**self.settings["metrics"][one.name])])
+        known = [one for one in known if f"{one.name} of {method.name}" not in self.refused]
+        nothing: dict[str, list[float | None]] = {
+            one.name: [None] for one in metrics if "truth" in one.needs and case.truth is None
+        }
+        with contextlib.suppress(CaptureError, ModelError, OptionError):  # then each metric is asked alone
+            case.prepare([part for one in known for part in one.parts(**self.settings["metrics"][one.name])])
         numbers: dict[str, Tensor] = {}
         curves: dict[str, Tensor] = {}
         for one in known:
-            measured = one.run(case, **self.settings["metrics"][one.name])
+            try:
+                measured = one.run(case, **self.settings["metrics"][one.name])
+            except (CaptureError, ModelError, OptionError) as error:
+                self._refuse(f"{one.name} of {method.name}", error)
+                continue
             if isinstance(measured, Measured):
                 curves[one.name], measured = measured.curve, measured.values
             numbers[one.name] = measured.reshape(len(batch.names), -1).double().cpu()

@@ -25,7 +25,8 @@ from .metrics.model_randomisation import model_randomisation
 from .registry import METHODS, find
 from .seeds import uniform_noise
 
-CHANCE = 8  # random maps, each of which a map must beat
+CHANCE = 8  # maps of chance, each of which a map must beat: half of them the map itself put elsewhere
+FAR = 0.25  # of an axis: how far at least
 NOISES, RADIUS = 3, 0.05  # draws of uniform noise, in standard deviations of the model's input
 # Rank correlations that say so: the same map, much the same map, another map.
 SAME, ALIKE, APART = 0.98, 0.7, 0.3
@@ -106,23 +107,43 @@ def verify(
 
 
 def against_chance(judge: Judge, case: Case, method: str) -> Finding:
-    """Insertion less deletion, beside the best of some random maps."""
-    grid = case.pictures.anatomy.grid
+    """Insertion less deletion, beside the best of maps of noise and of the map itself, put elsewhere."""
     (generator,) = case.pictures.generators()
-    maps = [torch.rand(1, *grid, generator=generator) for _ in range(CHANCE)]
-    random = [Case(one, case.targets, case.pictures, case.whole) for one in maps]
+    patches = case.at("patch").view(1, *case.pictures.anatomy.grid).cpu()
+    maps = elsewhere(patches, CHANCE // 2, generator)
+    maps += [torch.rand(patches.shape, generator=generator) for _ in range(CHANCE - len(maps))]
+    chance = [Case(one, case.targets, case.pictures, case.whole) for one in maps]
     left, shown = (float(metric(case).values) for metric in (deletion, insertion))
     left_by_chance, shown_by_chance = (
-        np.array([float(metric(one).values) for one in random]) for metric in (deletion, insertion)
+        np.array([float(metric(one).values) for one in chance]) for metric in (deletion, insertion)
     )
-    gains = shown_by_chance - left_by_chance
+    gains, means = shown_by_chance - left_by_chance, (left_by_chance.mean(), shown_by_chance.mean())
     gain = shown - left - float(gains.mean())
-    better = shown - left > gains.max()
+    better = shown - left > gains.max() and left < means[0] and shown > means[1]
     says = (
-        f"removing what it marks first leaves {left:.0%} of the class's probability on average, removing at random "
-        f"{left_by_chance.mean():.0%}; showing it first reaches {shown:.0%}, at random {shown_by_chance.mean():.0%}"
+        f"removing what it marks first leaves {left:.0%} of the class's probability on average, removing as maps of "
+        f"chance say {means[0]:.0%}; showing it first reaches {shown:.0%}, by chance {means[1]:.0%}"
     )
     return Finding("faithfulness", gain, f"{'Better' if better else 'No better'} than chance: {says}.", bool(better))
+
+
+def elsewhere(maps: Tensor, number: int, generator: torch.Generator) -> list[Tensor]:
+    """Maps (1, h, w) so often moved around the picture's edges, by a quarter of it or more along an axis: as smooth as
+    the map, and as sure of their place. None where there is a single patch."""
+    height, width = maps.shape[1:]
+    moves = [
+        (down, across)
+        for down in range(height)
+        for across in range(width)
+        if (down or across) and max(_around(down, height), _around(across, width)) >= FAR
+    ]
+    picked = torch.randperm(len(moves), generator=generator)[:number].tolist()
+    return [maps.roll(moves[i], (1, 2)) for i in picked]
+
+
+def _around(move: int, size: int) -> float:
+    """A move as a share of the axis, the shorter way round."""
+    return min(move, size - move) / size
 
 
 def stability(judge: Judge, case: Case, method: str) -> Finding:
@@ -133,6 +154,9 @@ def stability(judge: Judge, case: Case, method: str) -> Finding:
     for _ in range(NOISES):
         moved = case.explain(pixels + RADIUS * uniform_noise(pixels, generators), case.targets)
         found.append(float(rank_correlation(case.maps, moved)))
+    if any(value != value for value in found):
+        says = "Unstable: under noise that nobody would see, it becomes the same everywhere."
+        return Finding("stability", None, says, False)
     value = min(found)
     word = "Stable" if value >= ALIKE else "Unstable" if value < APART else "Not very stable"
     says = f"{word}: under noise that nobody would see, its rank correlation with itself is {value:.2f} at the least."
@@ -140,13 +164,13 @@ def stability(judge: Judge, case: Case, method: str) -> Finding:
 
 
 def weights(judge: Judge, case: Case, method: str) -> Finding:
-    """Rank correlation with the map of the model with random weights."""
+    """Rank correlation with the map of the model with random weights; a negative one is as telling."""
     value = float(model_randomisation(case, stages=1))
     if value != value:
         return Finding("weights", None, "Rests on what the model learnt: with random weights the map is even.", True)
     believable = value < ALIKE
     word = "Rests on what the model learnt" if believable else "Hardly depends on what the model learnt"
-    says = f"{word}: with random weights the map has a rank correlation of {value:.2f} with this one."
+    says = f"{word}: with random weights the map has a rank correlation of magnitude {value:.2f} with this one."
     return Finding("weights", value, says, believable)
 
 

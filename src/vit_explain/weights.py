@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import warnings
 from pathlib import Path
@@ -51,3 +52,13 @@ def read_state(checkpoint: Path) -> dict[str, Tensor]:
         raise ModelError(f"{checkpoint}: holds no state_dict of tensors")
     prefix = "module."
     return {name.removeprefix(prefix): value for name, value in state.items()}
+
+
+def digest(model: nn.Module) -> str:
+    """The same for the same parameters and buffers by the same names, and for no others."""
+    found = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -31,7 +31,8 @@ def max_sensitivity(
     """Largest relative change of the map under small noise; lower is better.
 
     ``max_δ ‖map(x + δ) − map(x)‖ / ‖map(x)‖`` over ``samples`` draws of uniform noise, ``|δ| ≤ radius`` in the units of
-    the model's input (standard deviations of pixels); (B,). Radius and number of draws are captum's defaults.
+    the model's input (standard deviations of pixels); (B,), none of maps of zeros. Radius and number of draws are
+    captum's defaults.
     """
     assert case.explain is not None
     pixels = case.pictures.pixels
