@@ -78,7 +78,7 @@ def verify(
 
     ``inputs``: the preprocessed (B, C, H, W) tensor, where that was explained and no photos. ``seed``: for all chance.
     Only maps of a class, or of none in particular (of which the likeliest class is then asked), can be judged. A row
-    takes five maps of the method, two of others and about 250 forwards. Raises ``OptionError`` for targets that are
+    takes five maps of the method, two of others and some 400 forwards. Raises ``OptionError`` for targets that are
     functions or differences of classes, and for models of a single class.
     """
     if any(
