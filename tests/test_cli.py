@@ -281,7 +281,44 @@ class TestBadInput:
 
         monkeypatch.setattr(Explainer, "explain", interrupted)
         assert main(["explain", photo]) == 130
-        assert "Traceback" not in capsys.readouterr().err
+        assert capsys.readouterr().err == "vit-explain: stopped\n"
+
+
+class TestStreams:
+    def test_names_that_the_output_cannot_encode(self, photo: str) -> None:
+        Path("\u732b.jpg").write_bytes(Path(photo).read_bytes())
+        for encoding in ("ascii", "cp1252"):
+            found = run_apart(["explain", "\u732b.jpg", photo, "--json"], {"PYTHONIOENCODING": encoding})
+            assert found.returncode == 0 and not found.stderr
+            assert json.loads(found.stdout)["explanations"][0]["images"][0]["source"] == "\u732b.jpg"
+            found = run_apart(["explain", "\u732b.jpg", photo], {"PYTHONIOENCODING": encoding})
+            assert found.returncode == 0 and not found.stderr and "\\u732b.jpg" in found.stdout
+
+    def test_a_reader_that_has_seen_enough_stops_no_work(self, photo: str) -> None:
+        command = [sys.executable, "-m", "vit_explain", "explain", photo, "--out", "heard"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None and process.stderr is not None
+            process.stdout.close()
+            assert process.stderr.read() == b""
+        assert process.returncode == 0 and names("heard/photo") == FILES
+        with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None and process.stderr is not None
+            process.stdout.close()
+            assert process.stderr.read() == b""
+        assert process.returncode == 0
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+    def test_an_output_that_is_full(self) -> None:
+        with open("/dev/full", "w") as full:
+            found = subprocess.run(
+                [sys.executable, "-m", "vit_explain", "methods"], stdout=full, stderr=subprocess.PIPE, text=True
+            )
+        assert found.returncode == 2
+        assert found.stderr == "vit-explain: standard output cannot be written to: No space left on device\n"
+
+    def test_a_device_without_numbers(self, photo: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["explain", photo, "--device", "meta"]) == 2
+        assert "device 'meta' cannot be used here" in capsys.readouterr().err
 
 
 class TestSweep:

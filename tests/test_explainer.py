@@ -492,3 +492,22 @@ def test_examples_of_the_package_are_explained(tmp_path):
             width, height = picture.size
         assert found.heatmap().shape == (1, height, width)
         assert len(found.save(tmp_path / photo.stem)) == 4
+
+
+def test_rows_count_from_the_end_too():
+    pixels = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(2))
+    found = Explainer(small("class token")).explain(pixels, "gradient_rollout", [[0, 1]] * 2)
+    last, same = found.row(-1), found.row(3)
+    np.testing.assert_array_equal(last.relevance, same.relevance)
+    assert last.targets == same.targets and last.relevance.shape[0] == 1
+    assert found.where(-1) == last.where() == same.where(-1)
+    for row in (4, -5):
+        with pytest.raises(OptionError, match=f"there is no row {row}"):
+            found.row(row)
+
+
+def test_words_for_very_thin_photos():
+    """Of which the model sees a square that has no pixel left when the photo is made small."""
+    thin = np.random.default_rng(0).integers(0, 255, (3, 4000, 3), np.uint8)
+    found = Explainer().explain(thin, "gradient_rollout", 0)
+    assert found.relevance.max() > 0 and "no relevance anywhere" not in found.where()

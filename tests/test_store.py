@@ -117,6 +117,20 @@ def test_an_interruption_cleans_up_too(tmp_path: Path, monkeypatch: pytest.Monke
     assert names(tmp_path) == []
 
 
+def test_what_an_earlier_manifest_lists_does_not_stand_beside_the_new(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"")
+    folder = tmp_path / "folder"
+    write_folder(folder, {"a": b"1", "b": b"2"}, {})
+    (folder / "own").write_bytes(b"")
+    write_folder(folder, {"b": b"3"}, {})
+    assert names(folder) == ["b", "manifest.json", "own"]
+    for entries in ([{"name": "../outside"}, {"name": ".."}, {"name": 3}, {}], 3):
+        (folder / "manifest.json").write_text(json.dumps({"files": entries}))
+        write_folder(folder, {"b": b"3"}, {})
+        assert outside.exists() and names(folder) == ["b", "manifest.json", "own"]
+
+
 def test_refusals_of_writing(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     refused(lambda: write_folder(tmp_path / "file", {}, {}), "file")

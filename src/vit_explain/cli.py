@@ -13,10 +13,11 @@ import typer
 from ._version import __version__
 from .commands import compare, evaluate, explain, inspect, methods, metrics, models, sweep
 from .errors import VitExplainError
-from .terminal import complain
+from .terminal import complain, escaped, mute
 
 # The base of every error in the use of a command, whichever parser typer has below it.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+STOPPED = 130  # by Ctrl-C, which typer turns into this code itself
 
 app = typer.Typer(
     # Plain help: formatting it through rich takes longer than the rest of the program's start.
@@ -60,11 +61,13 @@ def said_in_one_line(run: Callable[[], int]) -> int:
     """The exit code of ``run``, its errors told to the person at the terminal."""
     # The hub's library reports every retry; it reads this when it is imported, and its progress bars stay.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    escaped()
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:  # what libraries say to programmers; python -W default shows it
                 warnings.simplefilter("ignore")
-            return run()
+            code = run()
+        sys.stdout.flush()
     except VitExplainError as error:
         complain(str(error))
         return 2
@@ -74,9 +77,13 @@ def said_in_one_line(run: Callable[[], int]) -> int:
         complain(f"{error.format_message().rstrip('.')} (see {path} --help)")  # type: ignore[attr-defined]
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        complain("stopped")
-        return 130
-    except BrokenPipeError:
-        # The reader of our output has seen enough. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = STOPPED
+    except (BrokenPipeError, SystemExit):  # as which typer raises the former
+        mute()
         return 0
+    except OSError as error:
+        complain(f"standard output cannot be written to: {error.strerror}")
+        return 2
+    if code == STOPPED:
+        complain("stopped")
+    return code

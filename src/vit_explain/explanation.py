@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import render, store
-from .errors import OutputError
+from .errors import OptionError, OutputError
 from .image import Geometry
 
 
@@ -83,17 +83,23 @@ class Explanation:
     def where(self, row: int = 0) -> str:
         """In words, where in the *photo* the relevance of a row lies."""
         geometry = self.geometries[self.image_of[row]]
-        # A photo of at most 64 pixels a side is precise enough for words, and quick for large photos.
-        height, width = (max(1, round(side * 64 / max(geometry.original))) for side in geometry.original)
+        # 64 pixels along the longer side are precise enough for words, and quick for large photos; but what the model
+        # saw of a very thin one must not vanish.
+        left, top, right, bottom = geometry.seen_box
+        scale = max(64 / max(geometry.original), min(1.0, 16 / min(right - left, bottom - top)))
+        height, width = (max(1, round(side * scale)) for side in geometry.original)
         small = dataclasses.replace(geometry, original=(height, width))
-        return render.describe(small.to_original(self.relevance[row : row + 1], "nearest")[0], self.signed)
+        return render.describe(small.to_original(self.relevance[row][None], "nearest")[0], self.signed)
 
     def seen_share(self, row: int = 0) -> float:
         """Share of the photo's area that the model saw; its own preprocessing may crop."""
         return self.geometries[self.image_of[row]].seen_share
 
     def row(self, row: int) -> Explanation:
-        """One row on its own."""
+        """One row on its own; -1 is the last."""
+        if not -len(self.image_of) <= row < len(self.image_of):
+            raise OptionError(f"there is no row {row}: the explanation has {len(self.image_of)}")
+        row %= len(self.image_of)
         image = self.image_of[row]
         return dataclasses.replace(
             self,

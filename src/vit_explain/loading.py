@@ -60,7 +60,7 @@ def parse_device(device: str | torch.device) -> torch.device:
     """A device that exists; an error that says so otherwise."""
     try:
         parsed = torch.device(device)
-        torch.empty(0, device=parsed)
+        torch.zeros(1, device=parsed).cpu()  # "meta" has no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(f"device {str(device)!r} cannot be used here ({reason(error)})") from error
     return parsed

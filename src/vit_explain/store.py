@@ -32,7 +32,8 @@ def write_folder(
     The manifest is JSON in UTF-8, with ``files`` added: name, bytes and sha256 of each. Everything is written under
     temporary names in the same folder first and then renamed, so a full disk leaves earlier results as they were. If
     renaming itself stops midway, each file is still whole, old or new, and the checksums tell which do not belong to
-    the manifest. Raises OutputError, and leaves no temporary file behind.
+    the manifest. Files that an earlier manifest in the folder lists, and this one does not, are removed: they would
+    stand beside what they do not belong to. Raises OutputError, and leaves no temporary file behind.
     """
     target = Path(folder)
     listed = [{"name": n, "bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()]
@@ -40,9 +41,10 @@ def write_folder(
     if len(contents) != len(files) + 1:
         raise OutputError(f"{manifest_name!r} is the manifest's own name; name the file something else")
     for name in contents:
-        if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
+        if not _plain(name):
             raise OutputError(f"{name!r} is not a plain file name; leave out folders and slashes")
     temporary: dict[Path, Path] = {}
+    earlier = _listed(target / manifest_name) - set(contents)
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name, data in contents.items():
@@ -52,6 +54,8 @@ def write_folder(
             part.write_bytes(data)
         for part, final in temporary.items():
             os.replace(part, final)
+        for name in earlier:
+            (target / name).unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise OutputError(f"cannot write to {str(target)!r}: {reason}; choose another folder or make room") from None
@@ -60,6 +64,19 @@ def write_folder(
             with contextlib.suppress(OSError, ValueError):
                 part.unlink(missing_ok=True)
     return list(temporary.values())
+
+
+def _listed(manifest: Path) -> set[str]:
+    """The plain names of files that a manifest lists; none where there is no manifest."""
+    try:
+        names = [entry["name"] for entry in json.loads(manifest.read_bytes())["files"]]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return set()
+    return {name for name in names if isinstance(name, str) and _plain(name)}
+
+
+def _plain(name: str) -> bool:
+    return name not in ("", ".", "..") and not any(c in name for c in "/\\\0")
 
 
 def _json(manifest: Mapping[str, Any]) -> bytes:

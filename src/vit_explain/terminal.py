@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,12 +25,36 @@ def screen(*, error: bool = False) -> Console:
     """A console that never breaks lines where no terminal asks for it, so that paths can be copied and searched."""
     from rich.console import Console
 
-    return Console(stderr=error, highlight=False, markup=False, soft_wrap=True)
+    class Unheard(Console):
+        """Goes on silently where the reader of its output has seen enough: what is asked for are files."""
+
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            mute()
+
+    return Unheard(stderr=error, highlight=False, markup=False, soft_wrap=True)
+
+
+def escaped() -> None:
+    """What a stream cannot encode, such as odd file names, is shown as its escape sequence."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def mute() -> None:
+    """Nobody reads standard output any more. Python would complain once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_json(document: Any) -> None:
     """One JSON document on standard output, and a line end."""
-    print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # JSON has escape sequences of its own
+        text = json.dumps(document, indent=2, allow_nan=False)
+    print(text)
 
 
 @contextmanager
