@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
-from .errors import OptionError
+from .eager import SOFTMAX, Eager
+from .errors import ModelError, OptionError
 from .multihead import WHOLE, multi_head_attention
 from .options import Range
 from .swapped import (
@@ -31,6 +32,7 @@ from .swapped import (
     scaled,
     stressed,
     uniform_attention,
+    uniform_product,
 )
 from .types import Trace
 
@@ -38,8 +40,7 @@ Level = Literal["patches", "pixels"]
 Gamma = Annotated[float, Range(0.0, 1000.0)]
 Epsilon = Annotated[float, Range(0.0, 1000.0)]
 
-SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
-MATRIX_PRODUCT = (torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__)
+RANKS = (3, 4, 5)  # dimensions of attention: (B·H, N, M), (B, H, N, M), and with windows apart
 PRODUCT = (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__)
 SIGMOID = (torch.sigmoid, Tensor.sigmoid)
 RSQRT = (torch.rsqrt, Tensor.rsqrt)
@@ -49,7 +50,9 @@ class Rules(TorchFunctionMode):
     """While it is entered, gradients flow by these rules; what an operation returns stays the same, to rounding.
 
     ``attention``: "detach", attention is a constant that mixes values (Ali et al. 2022); "uniform", each factor of a
-    matrix product gets half of the relevance, and the softmax keeps its Jacobian (Achtibat et al. 2024).
+    matrix product gets half of the relevance, and the softmax keeps its Jacobian (Achtibat et al. 2024). Attention that
+    a model spells out is followed from the softmax to the product with values, see ``eager``; where a softmax over the
+    last of three dimensions or more comes to no such product, leaving is refused with a ``ModelError``.
     ``normalisation``: "detach_std", the divisor of layer, group, RMS and L2 norms is a constant.
     ``activation``: "identity", ``f(x) = x · (f(x) / x)`` with the fraction a constant, for GELU and SiLU; a sigmoid,
     which elsewhere in a transformer is a gate, is a constant too (so quick GELU spelt out is covered).
@@ -71,7 +74,8 @@ class Rules(TorchFunctionMode):
         super().__init__()
         self.linear_gamma, self.conv_gamma, self.epsilon = linear_gamma, conv_gamma, epsilon
         self._identity = activation is not None
-        self._weights: Tensor | None = None  # what the last softmax over scores returned
+        self._uniform = attention == "uniform"
+        self._eager = Eager(ranks=RANKS)
         self._activated: Tensor | None = None  # what the last activation returned
         self._rules: dict[Any, Callable[..., Any]] = {WHOLE: self._opened}
         if attention == "detach":
@@ -79,8 +83,6 @@ class Rules(TorchFunctionMode):
             self._rules |= dict.fromkeys(SOFTMAX, constant_softmax)
         elif attention == "uniform":
             self._rules |= {F.scaled_dot_product_attention: uniform_attention}
-            self._rules |= dict.fromkeys(SOFTMAX, self._uniform_softmax)
-            self._rules |= dict.fromkeys(MATRIX_PRODUCT, self._uniform_product)
         if normalisation:
             self._rules |= {
                 F.layer_norm: layer_norm,
@@ -101,29 +103,29 @@ class Rules(TorchFunctionMode):
             self._rules[F.conv2d] = self._convolution
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         rule = self._rules.get(func)
-        return func(*args, **(kwargs or {})) if rule is None else rule(func, *args, **(kwargs or {}))
+        if not self._uniform or not self._eager.follows(func):
+            return func(*args, **kwargs) if rule is None else rule(func, *args, **kwargs)
+        product = self._eager.product(func, args, kwargs)
+        if product is not None:
+            return uniform_product(product.compute, *product.factors)
+        result = func(*args, **kwargs) if rule is None else rule(func, *args, **kwargs)
+        self._eager.follow(func, args, kwargs, result)
+        return result
 
     def __exit__(self, *exception: Any) -> None:
-        self._weights = self._activated = None  # they would keep the graph alive
+        lost = self._eager.unpaired
+        self._eager, self._activated = Eager(ranks=RANKS), None  # they would keep the graph alive
         super().__exit__(*exception)
+        if lost and exception[0] is None:
+            raise ModelError(
+                "this model makes something of a softmax that AttnLRP's uniform rule for attention is not defined for: "
+                "there are attention='detach', and methods that need no such rule: gae, cp_lrp"
+            )
 
     def _opened(self, func: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         return multi_head_attention(self, *args, **kwargs)
-
-    def _uniform_softmax(self, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if input.ndim != 4:
-            return func(input, *args, **kwargs)
-        # Half for attention as a factor of A v, and half for q and for k as factors of the scores.
-        weights = func(scaled(input, 0.25), *args, **kwargs)
-        self._weights = weights
-        return weights
-
-    def _uniform_product(self, func: Any, input: Tensor, other: Tensor) -> Tensor:
-        if input is not self._weights:
-            return func(input, other)
-        self._weights = None
-        return func(input, scaled(other, 0.5))
 
     def _activate(self, func: Any, input: Tensor, **kwargs: Any) -> Tensor:
         if self._identity and input.requires_grad:
