@@ -87,7 +87,7 @@ class Option:
                     return None
                 if kind in (int, float):
                     return self.check(kind(text), method)
-                if kind is tuple:
+                if kind is tuple and "," in text:  # a number alone may be another kind's
                     return tuple(int(part) for part in text.split(","))
             except ValueError:
                 continue
