@@ -420,6 +420,7 @@ def test_rescaled_fullgrad_is_the_papers_saliency(pixels):
     """ψ: absolute value, scaled to [0, 1] over a layer's places and channels, then the sum over channels and layers."""
     model: Any = linear(nn.ReLU, depth=1)
     found = Explainer(model).explain(pixels, "fullgrad", 1, combine="rescaled")
+    assert not found.signed  # sums of absolute values
     fine = Explainer(model).explain(pixels, "fullgrad", 1, combine="rescaled", level="pixels")
 
     def psi(terms: Tensor) -> Tensor:

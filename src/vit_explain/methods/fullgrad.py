@@ -33,7 +33,7 @@ Combine = Literal["sum", "rescaled"]
     forwards=2,
     backwards=1,
     class_specific=True,
-    signed=True,
+    signed=lambda *, combine, **_: combine == "sum",
 )
 def fullgrad(trace: Trace, *, combine: Combine = "sum", level: Level = "patches") -> Attribution:
     """Input times gradient plus every bias times its gradient: all that a piecewise linear model's score is made of.
