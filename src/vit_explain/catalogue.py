@@ -102,8 +102,8 @@ def page(methods: Sequence[Method]) -> str:
         f"{len(methods)} methods, one signature: `explainer.explain(photo, method, target, **options)`, "
         "`vit-explain explain photo.jpg --method NAME`, or many at once with `vit-explain compare`.",
         "Class: whether the map depends on the class that is asked about; hardly, where the maps of four classes of "
-        "a mosaic could not be told apart. Signed: whether, with the default options, numbers below zero mean the opposite "
-        "of those above: against the class, where the map is about one. "
+        "a mosaic could not be told apart. Signed: whether, with the default options, numbers below zero mean the "
+        "opposite of those above: against the class, where the map is about one. "
         "Passes: forwards (F) and backwards (B) a photo takes with the default options. Needs: what is kept of a look, "
         "with the default options; see [below](#what-methods-need).",
         "\n".join(_table(families)),

@@ -153,6 +153,7 @@ def method(
             raise ValueError(f"{name}: unknown family {family!r}")
         if name in METHODS and METHODS[name].run.__module__ != function.__module__:
             raise ValueError(f"two methods are called {name}")
+        always = bool(signed)
         summary = (inspect.getdoc(function) or "").splitlines()[0]
         METHODS[name] = Method(
             name,
@@ -166,7 +167,7 @@ def method(
             backwards,
             class_specific,
             hardly_class_specific,
-            signed if callable(signed) else lambda **_: signed,
+            signed if callable(signed) else lambda **_: always,
             frozenset(needs),
             options_of(function),
             read_rows_suffice,

@@ -187,11 +187,17 @@ class Rules(TorchFunctionMode):
         return stressed(apply, transposed, input, weight, bias, self.conv_gamma, self.epsilon)
 
 
-def relevance(trace: Trace, level: Level) -> Tensor:
+def relevance(trace: Trace, level: Level, *, conv_gamma: float = 0.0) -> Tensor:
     """``x ⊙ ∂y/∂x`` by the rules of the look, summed over channels.
 
-    Of the tokens that enter the first block, on the patch grid (B, h, w); or of the pixels, (B, H, W).
+    Of the tokens that enter the first block, on the patch grid (B, h, w); or of the pixels, (B, H, W). ``conv_gamma``:
+    that of the look, refused where it does nothing.
     """
+    if level == "patches" and conv_gamma:
+        raise OptionError(
+            "conv_gamma is of the convolutions between pixels and tokens, which relevance does not come to at "
+            "level='patches': take level='pixels', or leave it at 0"
+        )
     if level == "pixels":
         assert trace.pixel_gradient is not None
         return (trace.pixels.float() * trace.pixel_gradient.float()).sum(1)
