@@ -178,6 +178,14 @@ def test_relevance_of_attention_is_that_by_hand(name, rules, pixels):
             close(attention_relevance(layer, ALL, ALL)[image].numpy(), one)
 
 
+@pytest.mark.parametrize("method", ["transformer_attribution", "partial_lrp"])
+def test_half_precision_is_warned_of(method, pixels):
+    model: Any = small("mean pooling")
+    assert not any(Explainer(model).explain(pixels, method, 1).warnings)
+    found = Explainer(model.bfloat16()).explain(pixels.bfloat16(), method, 1)
+    assert all("in bfloat16" in warnings[0] for warnings in found.warnings)
+
+
 def test_relevance_of_attention_leaves_what_was_recorded(vit: Any, pixels):
     """Where a model computes its own softmax, its attention is not derived anew for every caller."""
     for block in vit.blocks:

@@ -6,6 +6,10 @@ then gives the relevance of whatever is asked for, batched, and through any mode
 
 The rules are those of Chefer, Gur and Wolf (CVPR 2021), see ``relevance_rules``; the identity stands for what is
 element-wise or normalises. Biases take no relevance.
+
+A sum whose terms nearly cancel multiplies what it shares out, and every rounding with it. The rules compute in float32,
+but of what the model computed: rounding a model's weights to bfloat16 alone changes maps of the bundled model by more
+than half of their largest value.
 """
 
 from __future__ import annotations
@@ -245,3 +249,13 @@ def relevances(trace: Trace, mode: RelevanceMode) -> Trace:
     """The trace's look once more, with relevance where gradients would be: ``grad_out`` of the layers from
     ``mode.first`` on, and ``token_gradients``. A class's logit starts with relevance 1, whatever its value."""
     return trace.inquiry.again(trace.pixels, {"attention", "tokens", "gradient"}, mode)
+
+
+def imprecise(trace: Trace) -> list[list[str]]:
+    """The warning, an image each, where the model computes in half precision."""
+    if trace.pixels.element_size() > 2:
+        return []
+    dtype = str(trace.pixels.dtype).removeprefix("torch.")
+    return [
+        [f"the model computes in {dtype}, which relevance of terms that nearly cancel magnifies: take float32"]
+    ] * len(trace.pixels)
