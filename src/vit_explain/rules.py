@@ -42,8 +42,15 @@ Epsilon = Annotated[float, Range(0.0, 1000.0)]
 
 RANKS = (3, 4, 5)  # dimensions of attention: (B·H, N, M), (B, H, N, M), and with windows apart
 PRODUCT = (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__)
-SIGMOID = (torch.sigmoid, Tensor.sigmoid)
-RSQRT = (torch.rsqrt, Tensor.rsqrt)
+SUM = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
+GATES = (torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.erf, Tensor.erf)
+TANH = (torch.tanh, Tensor.tanh, F.tanh)
+# What norms that are spelt out divide by, or multiply with.
+DIVISORS = (
+    *(torch.rsqrt, Tensor.rsqrt, torch.sqrt, Tensor.sqrt, torch.std, Tensor.std),
+    *(torch.norm, Tensor.norm, torch.linalg.norm, torch.linalg.vector_norm),
+)
+POWER = (torch.pow, Tensor.pow, Tensor.__pow__)
 
 
 class Rules(TorchFunctionMode):
@@ -53,9 +60,11 @@ class Rules(TorchFunctionMode):
     matrix product gets half of the relevance, and the softmax keeps its Jacobian (Achtibat et al. 2024). Attention that
     a model spells out is followed from the softmax to the product with values, see ``eager``; where a softmax over the
     last of three dimensions or more comes to no such product, leaving is refused with a ``ModelError``.
-    ``normalisation``: "detach_std", the divisor of layer, group, RMS and L2 norms is a constant.
+    ``normalisation``: "detach_std", the divisor of layer, group, RMS and L2 norms is a constant; of those that a model
+    spells out, any square root, standard deviation or norm is.
     ``activation``: "identity", ``f(x) = x · (f(x) / x)`` with the fraction a constant, for GELU and SiLU; a sigmoid,
-    which elsewhere in a transformer is a gate, is a constant too (so quick GELU spelt out is covered).
+    which elsewhere in a transformer is a gate, is a constant too, and so are erf and 1 + tanh: that covers what is
+    spelt out. Other activations that are not linear in pieces (Mish, ELU) keep their derivative and do not conserve.
     ``gate``: "half", a product of such an activation and another tensor gives half of its relevance to either.
     ``linear_gamma``, ``conv_gamma``, ``epsilon``: of linear layers and 2-D convolutions, see ``stressed``.
     """
@@ -77,6 +86,7 @@ class Rules(TorchFunctionMode):
         self._uniform = attention == "uniform"
         self._eager = Eager(ranks=RANKS)
         self._activated: Tensor | None = None  # what the last activation returned
+        self._tanh: Tensor | None = None  # and the last tanh
         self._rules: dict[Any, Callable[..., Any]] = {WHOLE: self._opened}
         if attention == "detach":
             self._rules |= {F.scaled_dot_product_attention: constant_attention}
@@ -90,11 +100,12 @@ class Rules(TorchFunctionMode):
                 F.rms_norm: rms_norm,
                 F.normalize: normalise,
             }
-            self._rules |= dict.fromkeys(RSQRT, constant)  # norms spelt out multiply by 1 / std
+            self._rules |= dict.fromkeys(DIVISORS, constant) | dict.fromkeys(POWER, self._root)
         if activation or gate:
             self._rules |= dict.fromkeys((F.gelu, F.silu), self._activate)
         if activation:
-            self._rules |= dict.fromkeys(SIGMOID, constant)
+            self._rules |= dict.fromkeys(GATES, constant)
+            self._rules |= dict.fromkeys(TANH, self._remembered_tanh) | dict.fromkeys(SUM, self._one_and_tanh)
         if gate:
             self._rules |= dict.fromkeys(PRODUCT, self._gate)
         if linear_gamma or epsilon:
@@ -116,7 +127,7 @@ class Rules(TorchFunctionMode):
 
     def __exit__(self, *exception: Any) -> None:
         lost = self._eager.unpaired
-        self._eager, self._activated = Eager(ranks=RANKS), None  # they would keep the graph alive
+        self._eager, self._activated, self._tanh = Eager(ranks=RANKS), None, None  # they would keep the graph alive
         super().__exit__(*exception)
         if lost and exception[0] is None:
             raise ModelError(
@@ -126,6 +137,23 @@ class Rules(TorchFunctionMode):
 
     def _opened(self, func: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         return multi_head_attention(self, *args, **kwargs)
+
+    def _root(self, func: Any, input: Any, exponent: Any) -> Tensor:
+        root = isinstance(exponent, float) and abs(exponent) == 0.5
+        return constant(func, input, exponent) if root else func(input, exponent)
+
+    def _remembered_tanh(self, func: Any, input: Tensor, **kwargs: Any) -> Tensor:
+        self._tanh = func(input, **kwargs)
+        return self._tanh
+
+    def _one_and_tanh(self, func: Any, input: Any, other: Any, **kwargs: Any) -> Tensor:
+        """As GELU by tanh has it; alone it is an activation, as in poolers."""
+        added = func(input, other, **kwargs)
+        if self._tanh is None or not (input is self._tanh or other is self._tanh):
+            return added
+        rest = other if input is self._tanh else input
+        self._tanh = None
+        return added.detach() if isinstance(rest, (int, float)) and rest == 1 else added
 
     def _activate(self, func: Any, input: Tensor, **kwargs: Any) -> Tensor:
         if self._identity and input.requires_grad:
