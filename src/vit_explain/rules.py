@@ -143,8 +143,9 @@ class Rules(TorchFunctionMode):
         return constant(func, input, exponent) if root else func(input, exponent)
 
     def _remembered_tanh(self, func: Any, input: Tensor, **kwargs: Any) -> Tensor:
-        self._tanh = func(input, **kwargs)
-        return self._tanh
+        result = func(input, **kwargs)
+        self._tanh = result
+        return result
 
     def _one_and_tanh(self, func: Any, input: Any, other: Any, **kwargs: Any) -> Tensor:
         """As GELU by tanh has it; alone it is an activation, as in poolers."""
