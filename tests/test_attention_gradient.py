@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_models import GRID, MODELS, SMALL, lively, small
+from small_models import GRID, MODELS, PATCH, SMALL, lively, small
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 from torch import Tensor, nn
 
@@ -383,6 +383,20 @@ def token_tm_by_hand(look: Slow) -> Array:
 @some_anatomies
 def test_token_tm(name, pixels):
     check(name, pixels, "token_tm", token_tm_by_hand)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("token_tm", {}), ("beyond_intuition", {"variant": "token", "start_layer": 0})]
+)
+def test_tokens_that_are_zero_have_no_length_to_compare_with(method, options, vit: Any, pixels):
+    with torch.no_grad():
+        vit.pos_embed.zero_()
+        vit.patch_embed.proj.bias.zero_()
+        vit.head.weight *= 1e4
+    pixels = pixels.clone()
+    pixels[:, :, :, :PATCH] = 0
+    found = Explainer(vit).explain(pixels, method, 1, **options)
+    assert np.isfinite(found.relevance).all() and 0 < found.relevance.max() < 1e12
 
 
 def test_token_tm_needs_tokens_between_attention_and_mlp(pixels):

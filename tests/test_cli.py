@@ -21,7 +21,7 @@ from vit_explain.catalogue import passes
 from vit_explain.cli import main, said_in_one_line
 from vit_explain.commands import explain as explain_command
 from vit_explain.commands.original import original
-from vit_explain.registry import FAMILIES
+from vit_explain.registry import FAMILIES, Method
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -102,6 +102,17 @@ class TestExplain:
         assert main(["explain", photo, *asked]) == 0
         document = json.loads(capsys.readouterr().out)
         assert document["explanations"][0]["options"] == {"layer": -2, "head": 1, "query": [3, 4]}
+
+    def test_a_query_alone_is_a_token(self, photo: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["explain", photo, "--method", "attention", "-O", "query=3", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["explanations"][0]["options"]["query"] == 3
+
+    @pytest.mark.parametrize("method", list_methods(), ids=lambda method: method.name)
+    def test_what_an_option_may_be_is_read_back(self, method: Method) -> None:
+        for option in method.options.values():
+            for value in (option.default, *option.choices):
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                assert option.parse(text, method.name) == value
 
     def test_json_is_the_only_output(self, photo: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["explain", photo, "--target", "top1", "--json"]) == 0

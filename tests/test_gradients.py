@@ -420,6 +420,7 @@ def test_rescaled_fullgrad_is_the_papers_saliency(pixels):
     """ψ: absolute value, scaled to [0, 1] over a layer's places and channels, then the sum over channels and layers."""
     model: Any = linear(nn.ReLU, depth=1)
     found = Explainer(model).explain(pixels, "fullgrad", 1, combine="rescaled")
+    assert not found.signed  # sums of absolute values
     fine = Explainer(model).explain(pixels, "fullgrad", 1, combine="rescaled", level="pixels")
 
     def psi(terms: Tensor) -> Tensor:
@@ -574,6 +575,10 @@ def test_smoothgrad_without_noise_is_saliency(vit, pixels):
         ("vargrad", {"samples": 1}),
         ("integrated_gradients", {"baseline": "black"}),
         ("integrated_gradients", {"steps": 0}),
+        ("integrated_gradients", {"steps": 100_000}),
+        ("smoothgrad", {"seed": 2**64}),
+        ("vargrad", {"seed": 2**64}),
+        ("expected_gradients", {"seed": 2**64}),
         ("expected_gradients", {"baseline": "train"}),
         ("fullgrad", {"combine": "max"}),
     ],

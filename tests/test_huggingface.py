@@ -13,6 +13,7 @@ import torch
 from families import PROMPTS, Words, example, hf, pairs
 from PIL import Image
 from safetensors.torch import save_file
+from small_models import SIZE
 
 from vit_explain import Explainer, list_models, load_model
 from vit_explain.errors import ModelError
@@ -83,6 +84,19 @@ def test_a_checkpoint_for_a_folder(folder, tmp_path):
     save_file({"nothing": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(ModelError, match="do not fit"):
         load_model(str(folder), checkpoint=tmp_path / "foreign.safetensors")
+
+
+def test_eager_attention_in_half_precision_has_the_same_rules():
+    """Its softmax is cast before values are multiplied, so the product's factor is another tensor."""
+    pixels = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(0)).bfloat16()
+    fused, eager = (Explainer(example(f"transformers ViT{kind}").bfloat16()) for kind in ("", ", eager"))
+    for method in ("attn_lrp", "depth_lrp", "cp_lrp"):
+        expected = fused.explain(pixels, method, 1).relevance
+        found = eager.explain(pixels, method, 1).relevance
+        assert np.abs(found - expected).max() < 0.2 * np.abs(expected).max()
+    # Relevance stops at the right block; its numbers are no better than its warning says.
+    assert eager.explain(pixels, "partial_lrp", 1).relevance.any()
+    assert eager.explain(pixels, "transformer_attribution", 1, start_layer=1).relevance.any()
 
 
 def test_mae_is_loaded_as_a_vit_and_refused_as_an_object(tmp_path):

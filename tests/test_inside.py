@@ -427,6 +427,18 @@ def test_logit_lens_of_all_classes_is_a_distribution(model, pixels):
     np.testing.assert_allclose(found.sum(0), 1, rtol=1e-5)
 
 
+def test_logit_lens_is_signed_where_it_can_be_negative(vit, pixels):
+    explainer = Explainer(vit)
+
+    def signed(target: Any, scale: str) -> bool:
+        found = explainer.explain(pixels[:1], "logit_lens", target, scale=scale)
+        assert ("against" in found.where()) == found.signed
+        return found.signed
+
+    assert not signed(1, "probability") and signed(1, "logit")
+    assert signed(Contrast(1, 2), "probability") and signed(lambda output: output[:, 1] - 1, "probability")
+
+
 def test_logit_lens_takes_contrasts_and_functions(vit, pixels):
     explainer = Explainer(vit)
 
@@ -474,6 +486,22 @@ def test_token_pca_is_the_singular_vectors(grid, component, layer, layer_norm, f
         expected, share = component_by_hand(tokens, component, grid, kept)
         np.testing.assert_allclose(found.relevance[image].ravel(), expected, rtol=1e-3, atol=1e-3)
         assert found.facts["explained"][image] == pytest.approx(share, rel=1e-3)
+
+
+def test_components_that_a_foreground_lacks_are_told(vit, pixels):
+    explainer = Explainer(vit)
+    kept = explainer.explain(pixels[:1], "token_pca", foreground=True).facts["foreground_share"][0] * PATCHES
+    few = round(float(kept))
+    last = explainer.explain(pixels[:1], "token_pca", foreground=True, component=few - 2)
+    assert not last.warnings[0] and last.relevance.any()
+    beyond = explainer.explain(pixels[:1], "token_pca", foreground=True, component=few - 1)
+    assert f"the foreground has {few} patches" in beyond.warnings[0][0]
+
+
+def test_components_speak_neither_for_nor_against(vit, pixels):
+    found = Explainer(vit).explain(pixels[:1], "token_pca")
+    assert found.signed and "for the target" not in found.where()
+    assert found.as_dict()["rows"][0]["where"] == found.where()
 
 
 def test_components_are_uncorrelated_and_complete(vit, pixels):

@@ -143,6 +143,17 @@ def test_side_by_side_panels(size: tuple[int, int], panel: tuple[int, int], sign
     assert sheet.mode == "RGB" and sheet.width < 2200 and sheet.height < 800
 
 
+def test_poles_of_maps_about_no_class() -> None:
+    """They speak neither for nor against anything: the words stay away, and the colour bar names numbers."""
+    grey, heat = np.full((100, 200, 3), 128, np.uint8), np.zeros((100, 200), np.float32)
+    drawn = [side_by_side(grey, heat, True, of_class=of_class).tobytes() for of_class in (True, False)]
+    assert drawn[0] != drawn[1]
+    assert side_by_side(grey, heat, False).tobytes() == side_by_side(grey, heat, False, of_class=False).tobytes()
+    values = blob(14, 14, 0.5, 0.5) - 0.1
+    told = describe(values, signed=True)
+    assert told.startswith(describe(values, signed=True, of_class=False)[:-1] + ";") and "against" in told
+
+
 def test_side_by_side_frames_what_was_seen_but_overlay_does_not() -> None:
     grey, heat = np.full((100, 200, 3), 128, np.uint8), np.zeros((100, 200), np.float32)
 

@@ -178,6 +178,24 @@ def test_relevance_of_attention_is_that_by_hand(name, rules, pixels):
             close(attention_relevance(layer, ALL, ALL)[image].numpy(), one)
 
 
+@pytest.mark.parametrize("method", ["transformer_attribution", "partial_lrp"])
+def test_half_precision_is_warned_of(method, pixels):
+    model: Any = small("mean pooling")
+    assert not any(Explainer(model).explain(pixels, method, 1).warnings)
+    found = Explainer(model.bfloat16()).explain(pixels.bfloat16(), method, 1)
+    assert all("in bfloat16" in warnings[0] for warnings in found.warnings)
+
+
+def test_relevance_of_attention_leaves_what_was_recorded(vit: Any, pixels):
+    """Where a model computes its own softmax, its attention is not derived anew for every caller."""
+    for block in vit.blocks:
+        block.attn.fused_attn = False
+    layer = relevances(traced(vit, pixels), RelevanceMode()).layers[-1]
+    first = attention_relevance(layer, ALL, ALL)
+    torch.testing.assert_close(attention_relevance(layer, ALL, ALL), first)
+    torch.testing.assert_close(layer.attention().sum(-1), torch.ones(layer.shape[:3]))
+
+
 @pytest.mark.parametrize("name", BY_HAND)
 @pytest.mark.parametrize("start_layer", (0, 1, 2))
 def test_transformer_attribution_is_the_product_by_hand(name, start_layer, pixels):

@@ -57,11 +57,12 @@ def details(method: Method) -> list[tuple[str, str]]:
     answers = "a class" if method.class_specific else "no class in particular"
     if method.hardly_class_specific:
         answers += f", but hardly tells classes apart: {method.hardly_class_specific}"
+    poles = "for and against" if method.class_specific else "above and below zero"
     lines = [
         ("Family", method.family),
         ("Means", method.means),
         ("Does not mean", method.does_not_mean),
-        ("Explains", answers + ("; signed: for and against" if method.signed else "")),
+        ("Explains", answers + (f"; signed: {poles}" if method.signed else "")),
         ("Passes", f"{passes(method)} a photo"),
         *([("And besides", method.beyond_passes)] if method.beyond_passes else []),
         ("Needs", _needs(method)),
@@ -101,7 +102,8 @@ def page(methods: Sequence[Method]) -> str:
         f"{len(methods)} methods, one signature: `explainer.explain(photo, method, target, **options)`, "
         "`vit-explain explain photo.jpg --method NAME`, or many at once with `vit-explain compare`.",
         "Class: whether the map depends on the class that is asked about; hardly, where the maps of four classes of "
-        "a mosaic could not be told apart. Signed: whether it tells for from against. "
+        "a mosaic could not be told apart. Signed: whether, with the default options, numbers below zero mean the "
+        "opposite of those above: against the class, where the map is about one. "
         "Passes: forwards (F) and backwards (B) a photo takes with the default options. Needs: what is kept of a look, "
         "with the default options; see [below](#what-methods-need).",
         "\n".join(_table(families)),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,17 +24,31 @@ BETWEEN = {
     Tensor.float,
     Tensor.double,
     Tensor.contiguous,
+    Tensor.clone,
 }
 # What some models make of the weights before values are multiplied: mixtures over heads (CaiT) or with attention of
 # positions (ConViT). What multiplies the values is what counts, and it may then be negative.
 MIXING = {Tensor.permute, F.linear}
+FOLLOWED = BETWEEN | MIXING
+TRANSPOSED = {Tensor.transpose, torch.transpose, Tensor.swapaxes}
+TURNED = {Tensor.mT.__get__}  # type: ignore[attr-defined]
+RESHAPED = {
+    Tensor.view,
+    Tensor.reshape,
+    torch.reshape,
+    Tensor.flatten,
+    torch.flatten,
+    Tensor.unflatten,
+    Tensor.squeeze,
+    Tensor.unsqueeze,
+}
+PRODUCTS_BY_ENTRY = {Tensor.__mul__, Tensor.__rmul__, Tensor.mul, torch.mul}
 ARITHMETIC = {
-    *(getattr(Tensor, f"__{name}__") for name in ("add", "radd", "mul", "rmul", "truediv", "itruediv")),
+    *(getattr(Tensor, f"__{name}__") for name in ("add", "radd", "truediv", "itruediv")),
+    *PRODUCTS_BY_ENTRY,
     Tensor.add,
-    Tensor.mul,
     Tensor.div,
     torch.add,
-    torch.mul,
     torch.div,
 }
 
@@ -47,85 +61,165 @@ class Product:
     values: Tensor  # (B, H, M, Dv)
     parted: Callable[[Tensor], Tensor]  # what the model's product returned -> (B, H, N, Dv)
     joined: Callable[[Tensor], Tensor]  # and back
+    factors: tuple[Tensor, Tensor]  # weights and values in the shapes that the operation takes
+    compute: Callable[[Tensor, Tensor], Tensor]  # the operation, of such factors
+
+
+@dataclass(frozen=True, eq=False)
+class _Form:
+    """A result of softmax, or what was made of some of them."""
+
+    tensor: Tensor
+    sources: frozenset[int]  # numbers of the softmaxes
+    turned: bool = False  # (…, M, N)
 
 
 class Eager:
-    """Follows the result of the last softmax to the product that it is the left factor of, if to any.
+    """Follows the results of softmax to the products that they are the weights of, if to any.
 
-    ``images``: B, to part images from heads where code has both in one dimension, (B·H, N, M).
+    ``images``: B, to part images from heads where code has both in one dimension, (B·H, N, M). ``ranks``: how many
+    dimensions weights may have.
     """
 
-    def __init__(self, images: int) -> None:
-        self.images = images
-        self._weights: Tensor | None = None
-        self._known: list[Tensor] = []  # results of softmax, and what was made of them, since the last product
-        self._turned: Tensor | None = None  # the same, (…, M, N)
+    def __init__(self, images: int = 1, *, ranks: Container[int] = (3, 4)) -> None:
+        self.images, self.ranks = images, ranks
+        self._forms: list[_Form] = []
+        self._softmaxes = 0
+        self._awaited: set[int] = set()  # softmaxes over keys that no product, and no gate, was made of so far
+        self._astray = False
+
+    @property
+    def unpaired(self) -> bool:
+        """Whether a softmax over the last dimension, which is how attention is made, came to no product with values
+        that is understood; one that is multiplied entry by entry with something larger is a gate, and does not count.
+        """
+        return self._astray or bool(self._awaited)
 
     def follows(self, func: Any) -> bool:
         """Whether this operation could be of interest."""
-        return self._weights is not None or func in SOFTMAX
+        return bool(self._forms) or func in SOFTMAX
 
-    def follow(self, func: Any, args: Sequence[Any], result: Any) -> None:
+    def follow(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         """To be told of every operation that is no product of attention."""
         if func in SOFTMAX:
-            self._weights = result if result.ndim in (3, 4) else None
-            self._known = [one for one in self._known if one.shape == result.shape] + [result]
-        elif not args:
+            self._begin(args, kwargs, result)
+        elif func in ARITHMETIC:
+            self._arithmetic(func, args[:2], result)
+        elif args and isinstance(result, Tensor) and (form := self._form(args[0])) is not None:
+            if func in FOLLOWED or (func in RESHAPED and result.shape[-2:] == form.tensor.shape[-2:]):
+                self._forms.append(replace(form, tensor=result))
+            elif func in TURNED or (func in TRANSPOSED and _of_the_last_two(form.tensor, args[1:])):
+                self._forms.append(replace(form, tensor=result, turned=not form.turned))
+
+    def _begin(self, args: Sequence[Any], kwargs: Mapping[str, Any], result: Tensor) -> None:
+        # Others of its size may be added to it; what has another size is of no use any more.
+        self._forms = [form for form in self._forms if form.tensor.shape == result.shape]
+        if result.ndim not in self.ranks:
             return
-        elif func in BETWEEN | MIXING and args[0] is self._weights:
-            self._weights = result
-        elif func is Tensor.transpose and args[0] is self._weights and set(args[1:]) == {-1, -2}:
-            self._turned = result
-        elif func in ARITHMETIC and self._mixes(args[:2], result):
-            self._weights = result
-            self._known.append(result)
+        self._softmaxes += 1
+        self._forms.append(_Form(result, frozenset({self._softmaxes})))
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        if dim in (-1, result.ndim - 1) and result.requires_grad:
+            self._awaited.add(self._softmaxes)
 
-    def _mixes(self, args: Sequence[Any], result: Tensor) -> bool:
-        """Whether known weights were scaled, or added up: nothing else of their size takes part."""
-        known = [any(one is weights for weights in self._known) for one in args]
+    def _form(self, tensor: Any) -> _Form | None:
+        """The last one first: an operation in place returns what it was given."""
+        return next((form for form in reversed(self._forms) if form.tensor is tensor), None)
+
+    def _arithmetic(self, func: Any, args: Sequence[Any], result: Tensor) -> None:
+        """Known weights may be scaled, or added up, where nothing else of their size takes part."""
+        forms = [self._form(one) for one in args]
+        known = [form for form in forms if form is not None]
+        if not known:
+            return
+        sources = frozenset().union(*(form.sources for form in known))
+        if result.shape != known[0].tensor.shape:
+            if func in PRODUCTS_BY_ENTRY:
+                self._awaited -= sources
+            return
         large = [isinstance(one, Tensor) and one.shape == result.shape for one in args]
-        return any(known) and all(is_known or not is_large for is_known, is_large in zip(known, large, strict=True))
+        if all(form is not None or not is_large for form, is_large in zip(forms, large, strict=True)):
+            self._forms.append(_Form(result, sources, known[0].turned))
 
-    def product(self, func: Any, args: Sequence[Any]) -> Product | None:
+    def product(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Product | None:
         """The operation as a product of attention; None where it is none."""
-        if self._weights is None:
+        if not self._forms or not (func in PRODUCT or func is torch.einsum):
             return None
-        found = None
-        if func in PRODUCT and args[0] is self._weights:
-            same = list(range(self._weights.ndim))
-            found = self._product(args[1], same, same)
-        elif func in PRODUCT and self._turned is not None and args[1] is self._turned:  # (…, Dv, M) (…, M, N)
-            rank = self._weights.ndim
-            turned = [*range(rank - 2), rank - 1, rank - 2]
-            found = self._product(args[0], turned, turned)
-        elif func is torch.einsum and isinstance(args[0], str):
-            found = self._einsum(args[0], args[1] if isinstance(args[1], (list, tuple)) else args[1:])
-        if found is not None:
-            self._weights = self._turned = None
-            self._known = []
+        operands = [*args, *kwargs.values()]
+        if func is torch.einsum and len(operands) == 2 and isinstance(operands[1], (list, tuple)):
+            operands = [operands[0], *operands[1]]
+        forms = [form for one in operands if (form := self._form(one)) is not None]
+        if not forms:
+            return None
+        found = self._einsum(operands) if func is torch.einsum else self._matmul(func, operands)
+        if found is None:
+            self._astray = True
+            return None
+        done = forms[0].sources
+        self._awaited -= done
+        self._forms = [form for form in self._forms if not form.sources <= done]
         return found
 
-    def _einsum(self, equation: str, operands: Sequence[Tensor]) -> Product | None:
-        places = [place for place, one in enumerate(operands) if one is self._weights]
+    def _matmul(self, func: Any, operands: Sequence[Any]) -> Product | None:
+        if len(operands) != 2:
+            return None
+        left, right = (self._form(one) for one in operands)
+        if left is not None and not left.turned:
+            same = list(range(left.tensor.ndim))
+            return self._product(left.tensor, operands[1], same, same, func)
+        if right is not None and right.turned:  # (…, Dv, M) (…, M, N)
+            rank = right.tensor.ndim
+            turned = [*range(rank - 2), rank - 1, rank - 2]
+            return self._product(
+                right.tensor, operands[0], turned, turned, lambda weights, values: func(values, weights), turned
+            )
+        return None
+
+    def _einsum(self, operands: Sequence[Any]) -> Product | None:
+        equation, *factors = operands
+        forms = [self._form(one) for one in factors]
+        places = [place for place, form in enumerate(forms) if form is not None]
+        if not isinstance(equation, str):
+            return None
         inputs, arrow, output = equation.replace(" ", "").partition("->")
         names = inputs.split(",")
         if len(places) != 1 or not arrow or len(names) != 2:
             return None
-        weights, values = names[places[0]], names[1 - places[0]]
-        *heads, queries, keys = weights
+        place = places[0]
+        form = forms[place]
+        weights, values = names[place], names[1 - place]
+        if form is None or len(weights) != form.tensor.ndim:
+            return None
+        *heads, queries, keys = weights if not form.turned else (*weights[:-2], weights[-1], weights[-2])
         width = set(values) - set(weights)
         wanted_values, wanted_output = [*heads, keys, *width], [*heads, queries, *width]
         if sorted(values) != sorted(wanted_values) or sorted(output) != sorted(wanted_output):
             return None
-        order = [output.index(name) for name in wanted_output]
-        return self._product(operands[1 - places[0]], [values.index(name) for name in wanted_values], order)
 
-    def _product(self, values: Tensor, values_order: list[int], order: list[int]) -> Product | None:
-        """``*_order``: which dimensions of the values, and of the product, are (B, H, ...) or (B·H, ...)."""
-        weights = self._weights
-        assert weights is not None
+        def compute(weights: Tensor, values: Tensor) -> Tensor:
+            return torch.einsum(equation, *((weights, values) if place == 0 else (values, weights)))
+
+        return self._product(
+            form.tensor,
+            factors[1 - place],
+            [values.index(name) for name in wanted_values],
+            [output.index(name) for name in wanted_output],
+            compute,
+            [weights.index(name) for name in (*heads, queries, keys)],
+        )
+
+    def _product(
+        self,
+        weights: Tensor,
+        values: Tensor,
+        values_order: list[int],
+        order: list[int],
+        compute: Callable[[Tensor, Tensor], Tensor],
+        weights_order: list[int] | None = None,
+    ) -> Product | None:
+        """``*_order``: which dimensions of the values, the product and the weights are (B, H, ...) or (B·H, ...)."""
         merged = weights.ndim == 3
-        if values.ndim != weights.ndim or (merged and len(weights) % self.images):
+        if weights.ndim not in self.ranks or values.ndim != weights.ndim or (merged and len(weights) % self.images):
             return None
         back = [order.index(place) for place in range(len(order))]
 
@@ -137,5 +231,9 @@ class Eager:
             x = x.flatten(0, 1) if merged else x
             return x.permute(back) if back != sorted(back) else x
 
-        together = weights.unflatten(0, (self.images, -1)) if merged else weights
-        return Product(together, parted(values, values_order), parted, joined)
+        whole = parted(weights, weights_order if weights_order is not None else list(range(weights.ndim)))
+        return Product(whole, parted(values, values_order), parted, joined, (weights, values), compute)
+
+
+def _of_the_last_two(tensor: Tensor, dims: Sequence[Any]) -> bool:
+    return {dim % tensor.ndim for dim in dims} == {tensor.ndim - 2, tensor.ndim - 1}

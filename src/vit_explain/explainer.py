@@ -233,7 +233,7 @@ class Explainer:
             logits=result.logits.cpu().numpy(),
             labels=self.labels,
             method=asked.name,
-            signed=asked.method.signed,
+            signed=asked.method.signed_with(asked.settings, of_class=all(map(_is_class, result.targets))),
             options=asked.settings,
             model=self.model_name,
             photos=prepared.photos,
@@ -344,3 +344,7 @@ def list_methods() -> list[Method]:
 
 def _versions() -> dict[str, str]:
     return {"vit_explain": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _is_class(target: Target | None) -> bool:
+    return target is None or (target.against is None and target.function is None)

@@ -89,7 +89,9 @@ class Explanation:
         scale = max(64 / max(geometry.original), min(1.0, 16 / min(right - left, bottom - top)))
         height, width = (max(1, round(side * scale)) for side in geometry.original)
         small = dataclasses.replace(geometry, original=(height, width))
-        return render.describe(small.to_original(self.relevance[row][None], "nearest")[0], self.signed)
+        return render.describe(
+            small.to_original(self.relevance[row][None], "nearest")[0], self.signed, bool(self.targets[row])
+        )
 
     def seen_share(self, row: int = 0) -> float:
         """Share of the photo's area that the model saw; its own preprocessing may crop."""
@@ -161,6 +163,7 @@ class Explanation:
             panel = render.side_by_side(
                 photo, heat, self.signed, self.verdicts[row]["summary"] if self.verdicts else "", captions,
                 colormap=colormap, opacity=opacity, seen_box=self.geometries[self.image_of[row]].seen_box,
+                of_class=bool(self.targets[row]),
             )  # fmt: skip
             files[f"overlay{end}.png"] = render.png(picture)
             files[f"side_by_side{end}.png"] = render.png(panel)

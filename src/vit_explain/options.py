@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from .errors import OptionError
 
@@ -27,6 +27,9 @@ class Range:
 
     def __str__(self) -> str:
         return f"[{self.low:g}, {self.high:g}{')' if self.below else ']'}"
+
+
+Seed = Annotated[int, Range(0, 1e9)]
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Option:
                     return None
                 if kind in (int, float):
                     return self.check(kind(text), method)
-                if kind is tuple:
+                if kind is tuple and "," in text:  # a number alone may be another kind's
                     return tuple(int(part) for part in text.split(","))
             except ValueError:
                 continue

@@ -26,7 +26,6 @@ from .types import Anatomy, Inquiry, Trace
 Fill = Literal["auto", "drop", "mean", "blur", "black", "zero", "darkest"]
 Score = Literal["probability", "logit"]  # of a class: its softmax probability or its logit
 Samples = Annotated[int, Range(2, 1e6)]
-Seed = Annotated[int, Range(0, 1e9)]
 
 
 def chosen_fill(trace: Trace, fill: Fill, *, none_kept: bool = False) -> tuple[Fill, list[list[str]]]:

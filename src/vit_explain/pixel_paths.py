@@ -13,7 +13,7 @@ from .options import Range
 from .types import Attribution, Trace
 
 Level = Literal["patches", "pixels"]
-Samples = Annotated[int, Range(1)]
+Samples = Annotated[int, Range(1, 1e6)]
 Noise = Annotated[float, Range(0.0)]
 
 
@@ -61,7 +61,10 @@ def noisy(trace: Trace, noise: float, samples: int, seed: int) -> Iterator[Tenso
 
 
 def blurred(pixels: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (B, C, H, W), σ in pixels; at the edges the kernel's rest is scaled up to one."""
+    """Gaussian blur of (B, C, H, W), σ in pixels; at the edges the kernel's rest is scaled up to one.
+
+    For a σ of any part of the picture; ``perturb.blurred`` is for one of a patch, cut off where it is small.
+    """
 
     def weights(side: int) -> Tensor:
         where = torch.arange(side, dtype=torch.float32, device=pixels.device)

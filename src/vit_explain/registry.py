@@ -35,7 +35,7 @@ class Method:
     backwards: int
     class_specific: bool
     hardly_class_specific: str
-    signed: bool
+    signs: Callable[..., bool]
     needs: frozenset[str]
     options: dict[str, Option]
     read_rows_suffice: Callable[..., bool]
@@ -48,6 +48,15 @@ class Method:
     def about_class(self) -> str:
         """Whether its maps are about the class that is asked for: yes, hardly, or no."""
         return "no" if not self.class_specific else "hardly" if self.hardly_class_specific else "yes"
+
+    @property
+    def signed(self) -> bool:
+        """Whether, with the default options, maps have numbers below zero, which mean the opposite of those above."""
+        return self.signed_with({})
+
+    def signed_with(self, given: dict[str, Any], *, of_class: bool = True) -> bool:
+        """The same with these options; ``of_class``: whether each target is a class, no contrast or function."""
+        return self.signs(of_class=of_class, **self.settings(given))
 
     @property
     def fast(self) -> bool:
@@ -115,7 +124,7 @@ def method(
     backwards: int = 0,
     class_specific: bool,
     hardly_class_specific: str = "",
-    signed: bool = False,
+    signed: bool | Callable[..., bool] = False,
     read_rows_suffice: Callable[..., bool] = lambda **_: False,
     within: Callable[..., AbstractContextManager[Any]] | None = None,
     needs_also: Callable[..., Iterable[str]] = lambda **_: (),
@@ -126,7 +135,9 @@ def method(
 
     ``family``: one of ``FAMILIES``. ``means``, ``does_not_mean``: in a sentence or two each, what a reader may take the
     map for, and what not. ``hardly_class_specific``: why its maps do not tell the classes of a mosaic apart although it
-    takes a class, for methods that were found not to. ``read_rows_suffice``: from the options, whether of the last
+    takes a class, for methods that were found not to. ``signed``: whether numbers below zero mean the opposite of those
+    above, which is against the class where the map is about one; where that depends, a function of the options and of
+    ``of_class``, see ``Method.signed_with``. ``read_rows_suffice``: from the options, whether of the last
     block's queries only those that the head reads matter; where they are single tokens, the others are then not kept.
     ``within``: from the options, what the look happens in, for methods that change how gradients flow. ``needs_also``:
     from the options, what is needed on top. ``beyond_passes``: what takes much time besides the passes, where a
@@ -142,6 +153,7 @@ def method(
             raise ValueError(f"{name}: unknown family {family!r}")
         if name in METHODS and METHODS[name].run.__module__ != function.__module__:
             raise ValueError(f"two methods are called {name}")
+        always = bool(signed)
         summary = (inspect.getdoc(function) or "").splitlines()[0]
         METHODS[name] = Method(
             name,
@@ -155,7 +167,7 @@ def method(
             backwards,
             class_specific,
             hardly_class_specific,
-            signed,
+            signed if callable(signed) else lambda **_: always,
             frozenset(needs),
             options_of(function),
             read_rows_suffice,
@@ -199,7 +211,7 @@ def other_method(
         backwards=backwards,
         class_specific=class_specific,
         hardly_class_specific="",
-        signed=signed,
+        signs=lambda **_: signed,
         needs=frozenset(),
         options={},
         read_rows_suffice=lambda **_: False,

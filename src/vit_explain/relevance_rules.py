@@ -104,7 +104,7 @@ def attention_relevance(layer: Layer, images: slice, rows: slice) -> Tensor:
     assert layer.grad_out is not None and layer.v is not None
     weights, values = layer.attention(images, rows), layer.v[images].float()
     shares = ratio(layer.grad_out[images, :, rows].float(), weights @ values) / 2
-    return weights.mul_(shares @ values.mT)
+    return (shares @ values.mT).mul_(weights)
 
 
 def _folded(relevance: Tensor, operand: Tensor) -> Tensor:

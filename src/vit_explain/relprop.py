@@ -6,6 +6,10 @@ then gives the relevance of whatever is asked for, batched, and through any mode
 
 The rules are those of Chefer, Gur and Wolf (CVPR 2021), see ``relevance_rules``; the identity stands for what is
 element-wise or normalises. Biases take no relevance.
+
+A sum whose terms nearly cancel multiplies what it shares out, and every rounding with it. The rules compute in float32,
+but of what the model computed: rounding a model's weights to bfloat16 alone changes maps of the bundled model by more
+than half of their largest value.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from .eager import Eager
 from .errors import ModelError, TargetError
 from .multihead import WHOLE, added, for_each_head, multi_head_attention
 from .relevance_rules import attention_rule, half_rule, linear_rule, mean_rule, product_rule, sum_rule
@@ -74,7 +79,7 @@ class RelevanceMode(TorchFunctionMode):
         super().__init__()
         self.first, self.joint, self.renormalised = first, joint, renormalised
         self._calls = 0
-        self._softmax: Any = None
+        self._eager = Eager()
         self._begun = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -85,16 +90,17 @@ class RelevanceMode(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is WHOLE:
             return multi_head_attention(self, *args, **kwargs)
+        product = self._eager.product(func, args, kwargs)
         if self._calls >= self.first and any(map(carries, operands)):
             result = self._followed(func, name, args, kwargs)
         else:
             # So that what is made of parameters alone does not look as if it came from the pixels.
             with torch.no_grad():
                 result = func(*args, **kwargs)
-        if name == "softmax":
-            self._softmax = result
-        elif name == "scaled_dot_product_attention" or (name in PRODUCTS and args[0] is self._softmax):
+        if func is F.scaled_dot_product_attention or product is not None:
             self._calls += 1
+        else:
+            self._eager.follow(func, args, kwargs, result)
         return result
 
     def _followed(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -232,9 +238,9 @@ UNCHANGED = {
 }
 # These move entries about, so that their derivative passes relevance as it is.
 _MOVES = (
-    "__get__ __getitem__ cat chunk clone concat contiguous dropout expand expand_as flatten flip float movedim narrow "
-    "permute repeat repeat_interleave reshape requires_grad_ select split squeeze stack swapaxes t to transpose "
-    "type_as unbind unflatten unsqueeze view view_as"
+    "__get__ __getitem__ bfloat16 cat chunk clone concat contiguous double dropout expand expand_as flatten flip float "
+    "half movedim narrow permute repeat repeat_interleave reshape requires_grad_ select split squeeze stack swapaxes t "
+    "to transpose type type_as unbind unflatten unsqueeze view view_as"
 )
 ORDINARY = frozenset(_MOVES.split())
 
@@ -243,3 +249,13 @@ def relevances(trace: Trace, mode: RelevanceMode) -> Trace:
     """The trace's look once more, with relevance where gradients would be: ``grad_out`` of the layers from
     ``mode.first`` on, and ``token_gradients``. A class's logit starts with relevance 1, whatever its value."""
     return trace.inquiry.again(trace.pixels, {"attention", "tokens", "gradient"}, mode)
+
+
+def imprecise(trace: Trace) -> list[list[str]]:
+    """The warning, an image each, where the model computes in half precision."""
+    if trace.pixels.element_size() > 2:
+        return []
+    dtype = str(trace.pixels.dtype).removeprefix("torch.")
+    return [
+        [f"the model computes in {dtype}, which relevance of terms that nearly cancel magnifies: take float32"]
+    ] * len(trace.pixels)

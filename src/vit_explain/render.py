@@ -121,11 +121,13 @@ def side_by_side(
     colormap: str | None = None,
     opacity: float = 0.7,
     seen_box: tuple[float, float, float, float] | None = None,
+    of_class: bool = True,
 ) -> Image.Image:
     """Photo, map with its colour bar, and overlay in a row, each at most 640 pixels long.
 
     Takes what ``overlay`` takes. ``seen_box`` (left, top, right, bottom) in photo pixels frames what the model saw, if
-    that is not the whole. Long thin photos are widened to stay visible, and the caption says so.
+    that is not the whole. ``of_class``: as in ``describe``. Long thin photos are widened to stay visible, and the
+    caption says so.
     """
     name = colormap_for(signed, colormap)
     size, stretched = _panel_size(photo.shape[1], photo.shape[0])
@@ -136,7 +138,7 @@ def side_by_side(
         scale = size[0] / photo.shape[1], size[1] / photo.shape[0]
         for panel in panels:
             _frame(panel, seen_box, scale)
-    bar = _colour_bar(name, signed, min(max(size[1], 120), 320))
+    bar = _colour_bar(name, signed, of_class, min(max(size[1], 120), 320))
     width, height = max(size[0], 190), max(size[1], bar.height)
     sheet = Sheet(3 * width + 5 * GAP + bar.width, height, title, caption_lines=1)
     note = " (not to scale)" if stretched else ""
@@ -168,8 +170,9 @@ def _frame(panel: Image.Image, box: tuple[float, float, float, float], scale: tu
     draw.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline=(255, 255, 255))
 
 
-def _colour_bar(colormap: str, signed: bool, height: int) -> Image.Image:
-    names = ("for", "none", "against") if signed else ("high", "low")
+def _colour_bar(colormap: str, signed: bool, of_class: bool, height: int) -> Image.Image:
+    poles = ("for", "none", "against") if of_class else ("above 0", "0", "below 0")
+    names = poles if signed else ("high", "low")
     font = get_font(14)
     reach = max(font.getlength(n) for n in names)
     image = Image.new("RGB", (18 + 8 + round(reach) + 1, height), PAPER)
@@ -243,11 +246,12 @@ def png(picture: Picture) -> bytes:
     return file.getvalue()
 
 
-def describe(relevance: NDArray[np.floating], signed: bool) -> str:
+def describe(relevance: NDArray[np.floating], signed: bool, of_class: bool = True) -> str:
     """One sentence about a map (gh, gw): where the strongest half of its relevance lies, and how concentrated that is.
 
-    Unsigned relevance counts from zero, or from its least value if that is below zero; signed relevance by magnitude,
-    with the shares that speak for and against named.
+    Unsigned relevance counts from zero, or from its least value if that is below zero; signed relevance by magnitude.
+    ``of_class``: whether the map is about a class, or another target; if it is signed, the shares that speak for and
+    against the target are named.
     """
     values = np.asarray(relevance, dtype=np.float64)
     if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
@@ -265,7 +269,7 @@ def describe(relevance: NDArray[np.floating], signed: bool) -> str:
         top = np.zeros_like(weight)
         top.flat[half] = weight.flat[half]
         where = f"Relevance lies {_place(top / top.sum())}; half of it is within {_percent(share)} of the image"
-    if signed:
+    if signed and of_class:
         speaks_for = np.maximum(values, 0).sum() / total
         where += f"; {_percent(speaks_for)} of it speaks for the target and {_percent(1 - speaks_for)} against"
     return where + "."

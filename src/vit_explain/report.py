@@ -197,7 +197,8 @@ def _figure(found: Evaluation, record: Record, picture: np.ndarray, said: str, r
     heat = Image.fromarray(np.asarray(record.map, dtype=np.float32) / 255)
     large = np.asarray(heat.resize((picture.shape[1], picture.shape[0]), Image.Resampling.BILINEAR))
     file = io.BytesIO()
-    Image.fromarray(render.overlay(picture, large, found.methods[record.method].signed)).save(file, "JPEG", quality=85)
+    signed = found.methods[record.method].signed_with(found.settings["options"].get(record.method, {}))
+    Image.fromarray(render.overlay(picture, large, signed)).save(file, "JPEG", quality=85)
     data = base64.b64encode(file.getvalue()).decode("ascii")
     label = found.labels[record.target] if found.labels else f"class {record.target}"
     numbers = ", ".join(f"{metric} {record.numbers[metric][0]:.2f}" for metric in ruling)

@@ -221,7 +221,7 @@ class Scoring:
             if isinstance(measured, Measured):
                 curves[one.name], measured = measured.curve, measured.values
             numbers[one.name] = measured.reshape(len(batch.names), -1).double().cpu()
-        shades = _shades(case.at("patch"), pictures.anatomy.grid, method.signed)
+        shades = _shades(case.at("patch"), pictures.anatomy.grid, method.signed_with(options))
         probability = case.of_target(whole.softmax(-1))
         return [
             Record(

@@ -49,12 +49,19 @@ def constant_attention(
 
 
 def uniform_attention(func: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    # See ``Rules``: a quarter for q and for k, and a half for v. Scaling around it leaves the fused kernel as it is.
-    return scaled(func(query, key, scaled(value, 2.0), *args, **kwargs), 0.25)
+    return uniform_product(lambda query, value: func(query, key, value, *args, **kwargs), query, value)
+
+
+def uniform_product(compute: Callable[[Tensor, Tensor], Tensor], weights: Tensor, values: Tensor) -> Tensor:
+    """``weights``: attention, or what it is made of."""
+    # See ``Rules``: a quarter for q and for k, and a half for v. Scaling around it leaves a fused kernel as it is, and
+    # passes over no N × M numbers.
+    return scaled(compute(weights, scaled(values, 2.0)), 0.25)
 
 
 def constant_softmax(func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return func(input.detach() if input.ndim == 4 else input, *args, **kwargs)
+    # In two dimensions it makes probabilities of classes.
+    return func(input.detach() if input.ndim > 2 else input, *args, **kwargs)
 
 
 # Normalisation: y = (x - mean) / std · weight + bias, where only the divisor is a constant ---------------------------

@@ -47,10 +47,10 @@ class AttentionTap(TorchFunctionMode):
             return multi_head_attention(self, *args, **kwargs)
         if not self._eager.follows(func):
             return func(*args, **kwargs)
-        product = self._eager.product(func, args)
+        product = self._eager.product(func, args, kwargs)
         result = func(*args, **kwargs)
         if product is None:
-            self._eager.follow(func, args, result)
+            self._eager.follow(func, args, kwargs, result)
             return result
         out = self._leaf(product.parted(result))
         values = product.values.detach() if self.values else None

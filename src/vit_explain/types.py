@@ -148,7 +148,10 @@ class Layer:
         return scores
 
     def attention(self, images: slice = ALL, rows: slice = ALL) -> Tensor:
-        """``A`` for these images and rows: (images, H, rows, M) float32, every row a distribution over the keys."""
+        """``A`` for these images and rows: (images, H, rows, M) float32, every row a distribution over the keys.
+
+        Not to be written to: it may be what the model itself computed.
+        """
         if self.probabilities is not None:
             return self.probabilities.detach()[images, :, rows].float()
         scores = self.scores(images, rows)

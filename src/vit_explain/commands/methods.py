@@ -53,6 +53,7 @@ def methods(
     console.print(
         "\nClass: whether the map is about the class asked for; hardly: where maps of classes are much alike."
     )
+    console.print("Signed: numbers below zero mean the opposite of those above; against the class, if it is about one.")
     console.print("Passes: forwards and backwards a photo. `vit-explain methods NAME` says what a map means.")
     return 0
 

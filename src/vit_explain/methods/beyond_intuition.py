@@ -99,8 +99,9 @@ def _by_tokens(trace: Trace, start: int) -> Weights:
 
 
 def _stretched(trace: Trace, number: int) -> Tensor:
-    """``‖v_j W_O‖ / ‖x_j‖``: (B, N)."""
+    """``‖v_j W_O‖ / ‖x_j‖``, and 0 for a token that is zero: (B, N)."""
     values = trace.layers[number].v
     assert values is not None
     projected = values.float().transpose(1, 2).flatten(2) @ trace.inquiry.projection(number).T
-    return projected.norm(dim=-1) / trace.tokens[number].float().norm(dim=-1)
+    length = trace.tokens[number].float().norm(dim=-1)
+    return torch.where(length > 0, projected.norm(dim=-1) / length, 0)

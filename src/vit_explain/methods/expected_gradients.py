@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..options import Seed
 from ..pixel_paths import Level, Samples, blurred, complete, gradients, on_level, values
 from ..registry import method
 from ..types import Attribution, Trace
@@ -30,7 +31,7 @@ GAP = 0.25  # of the difference that the map should add up to; samples scatter, 
     signed=True,
 )
 def expected_gradients(
-    trace: Trace, *, samples: Samples = 50, baseline: Baseline = "colour", seed: int = 0, level: Level = "patches"
+    trace: Trace, *, samples: Samples = 50, baseline: Baseline = "colour", seed: Seed = 0, level: Level = "patches"
 ) -> Attribution:
     """Integrated gradients averaged over many baselines: no single colour is taken for "nothing there".
 

@@ -33,7 +33,7 @@ Combine = Literal["sum", "rescaled"]
     forwards=2,
     backwards=1,
     class_specific=True,
-    signed=True,
+    signed=lambda *, combine, **_: combine == "sum",
 )
 def fullgrad(trace: Trace, *, combine: Combine = "sum", level: Level = "patches") -> Attribution:
     """Input times gradient plus every bias times its gradient: all that a piecewise linear model's score is made of.
@@ -72,6 +72,8 @@ class BiasTap(TorchFunctionMode):
     """Adds up bias times gradient while a gradient of y flows through what ran inside: per patch, and all in all.
 
     The gradient is read where it passes the biased operation's output, by a hook on that one tensor of the graph.
+    ``biases.BiasTap`` counts fewer, of the blocks alone, and only their sum; absolute values, which ``"rescaled"``
+    takes of every term, cannot be had from that.
     """
 
     def __init__(self, anatomy: Anatomy, combine: Combine, images: int) -> None:

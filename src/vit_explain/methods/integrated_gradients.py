@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 
-from ..pixel_paths import Level, Samples, blurred, complete, gradients, on_level
+from ..options import Range
+from ..pixel_paths import Level, blurred, complete, gradients, on_level
 from ..registry import method
 from ..types import Attribution, Trace
 
@@ -27,13 +28,17 @@ GAP = 0.05  # of the difference that the map should add up to; more is worth a w
     signed=True,
 )
 def integrated_gradients(
-    trace: Trace, *, steps: Samples = 50, baseline: Literal["zero", "blur"] = "zero", level: Level = "patches"
+    trace: Trace,
+    *,
+    steps: Annotated[int, Range(1, 1000)] = 50,
+    baseline: Literal["zero", "blur"] = "zero",
+    level: Level = "patches",
 ) -> Attribution:
     """Gradients gathered on the way from a baseline to the image: each pixel's share of the difference in the score.
 
     ``map = Σ_c (x − x₀)_c ∫₀¹ ∂y/∂x_c(x₀ + α (x − x₀)) dα``, which adds up to ``y(x) − y(x₀)``. The integral is
     taken by Gauss-Legendre quadrature with ``steps`` points, one forward and backward each; the paper adds up a Riemann
-    sum, which needs more of them.
+    sum, which needs more of them; the points themselves take time with the cube of their number, hence the bound.
 
     ``baseline``: ``"zero"``, zero in the model's own pixels, mean grey for most models (black would need their mean and
     standard deviation, which a method is not told); or ``"blur"``, the image blurred with a Gaussian whose σ is a

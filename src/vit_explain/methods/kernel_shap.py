@@ -8,7 +8,8 @@ from math import comb
 import torch
 from torch import Tensor
 
-from ..perturb import Fill, Samples, Score, Seed, chosen_fill
+from ..options import Seed
+from ..perturb import Fill, Samples, Score, chosen_fill
 from ..players import Players, play, players_of, shared_out
 from ..registry import method
 from ..types import Attribution, Trace
@@ -21,7 +22,7 @@ ROUNDING = 1e-10  # directions that the subsets do not tell apart, beside those 
     family="perturbation",
     means="Shapley values: how the change of the score from no patches to all is shared out among groups of patches.",
     does_not_mean="Unless all subsets are tried it is an estimate with noise. It depends on how patches are left out, "
-    "and its groups are rectangles that do not follow the picture's edges.",
+    "and its groups are rectangles that do not follow the picture's edges, unless superpixels are asked for.",
     needs={"probe"},
     forwards=515,
     class_specific=True,

@@ -21,7 +21,7 @@ from ..types import Trace, block_elements
     "not speak its language. A token of a deep layer holds more than its own patch.",
     needs={"tokens"},
     class_specific=True,
-    signed=True,
+    signed=lambda *, scale, of_class, **_: scale == "logit" or not of_class,  # probabilities are never below zero
 )
 def logit_lens(trace: Trace, *, layer: int = -1, scale: Literal["probability", "logit"] = "probability") -> Tensor:
     """Which class the model's head reads in each patch token alone, at any layer.

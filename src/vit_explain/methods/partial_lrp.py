@@ -7,8 +7,8 @@ from torch import Tensor
 from ..attention_paths import fused_rows, on_tokens, reading
 from ..registry import method
 from ..relevance_rules import attention_relevance
-from ..relprop import RelevanceMode, relevances
-from ..types import Layer, Trace
+from ..relprop import RelevanceMode, imprecise, relevances
+from ..types import Attribution, Layer, Trace
 
 
 @method(
@@ -24,7 +24,7 @@ from ..types import Layer, Trace
     hardly_class_specific="relevance of positive contributions depends little on the class (Gu, Yang and Tresp, ACCV "
     "2018)",
 )
-def partial_lrp(trace: Trace, *, legacy: bool = False) -> Tensor:
+def partial_lrp(trace: Trace, *, legacy: bool = False) -> Attribution:
     """Positive relevance of the last layer's attention: which patches the deciding row drew the class from.
 
     ``map = r mean_h R_A⁺`` at the patches, (B, h, w), where R_A is the relevance (α=1, β=0, see ``relprop``) of the
@@ -32,13 +32,17 @@ def partial_lrp(trace: Trace, *, legacy: bool = False) -> Tensor:
     The paper judges heads by their relevance; as a map it is a baseline of Chefer, Gur and Wolf (CVPR 2021). As there,
     sums are shared out without the renormalisation of ``transformer_attribution``.
 
+    Terms that nearly cancel magnify the model's rounding: in half precision there is a warning.
+
     ``legacy``: that baseline's code to the letter: in linear layers, products of two positive factors and products of
     two negative ones each share out the whole relevance, so that it grows, and more so in the MLP than beside it.
     """
     calls = len(trace.anatomy.blocks) + trace.anatomy.readout.attention
     seen = relevances(trace, RelevanceMode(calls - 1, joint=not legacy, renormalised=False))
     layer, rows, weights = reading(seen)
-    return trace.patches(on_tokens(trace, weights @ fused_rows(layer, rows, _positive)))
+    return Attribution(
+        trace.patches(on_tokens(trace, weights @ fused_rows(layer, rows, _positive))), warnings=imprecise(trace)
+    )
 
 
 def _positive(layer: Layer, images: slice, rows: slice) -> Tensor:

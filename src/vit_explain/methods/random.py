@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..options import Seed
 from ..registry import method
 from ..seeds import own_generator
 from ..types import Trace
@@ -19,7 +20,7 @@ from ..types import Trace
     class_specific=False,
     beyond_passes="a hash of every pixel, so that the noise is the picture's own",
 )
-def random(trace: Trace, *, seed: int = 0) -> Tensor:
+def random(trace: Trace, *, seed: Seed = 0) -> Tensor:
     """Independent uniform noise at each patch: what any method must beat.
 
     Numbers in [0, 1), (B, h, w). They depend on ``seed`` and on the image's pixels, not on its place in a batch: the

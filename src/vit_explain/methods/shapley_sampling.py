@@ -6,8 +6,8 @@ from typing import Annotated
 
 import torch
 
-from ..options import Range
-from ..perturb import Fill, Score, Seed, chosen_fill
+from ..options import Range, Seed
+from ..perturb import Fill, Score, chosen_fill
 from ..players import Players, play, players_of, shared_out
 from ..registry import method
 from ..types import Attribution, Trace
@@ -18,7 +18,7 @@ from ..types import Attribution, Trace
     family="perturbation",
     means="Shapley values: what each group of patches adds to the score when it joins, on average over random orders.",
     does_not_mean="A mean over few orders has noise, which standard_error tells. It depends on how patches are left "
-    "out, and its groups are rectangles that do not follow the picture's edges.",
+    "out, and its groups are rectangles that do not follow the picture's edges, unless superpixels are asked for.",
     needs={"probe"},
     forwards=483,
     class_specific=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..options import Seed
 from ..pixel_paths import Level, Noise, Samples, gradients, noisy, on_level
 from ..registry import method
 from ..types import Trace
@@ -22,7 +23,7 @@ from ..types import Trace
     class_specific=True,
 )
 def smoothgrad(
-    trace: Trace, *, samples: Samples = 50, noise: Noise = 0.15, seed: int = 0, level: Level = "patches"
+    trace: Trace, *, samples: Samples = 50, noise: Noise = 0.15, seed: Seed = 0, level: Level = "patches"
 ) -> Tensor:
     """Saliency of the gradient averaged over noisy copies of the image: what the reaction is, small wiggles aside.
 

@@ -7,8 +7,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..options import Range
-from ..perturb import Fill, Samples, Seed, answers, chosen_fill, dropped_fact
+from ..options import Range, Seed
+from ..perturb import Fill, Samples, answers, chosen_fill, dropped_fact
 from ..registry import method
 from ..types import Attribution, Trace
 

@@ -45,7 +45,8 @@ def token_pca(
     ``component``: from 0. ``layer``: block number from 0, or from the end when negative. ``layer_norm``: tokens are
     standardised over their channels, as the model's last norm does (its learned weights are left out). ``foreground``:
     as in the paper, patches where component 0 is not above zero are background, which gets zero, and the components are
-    those of the other patches; ``foreground_share`` tells how many these are.
+    those of the other patches; ``foreground_share`` tells how many these are. Of n such patches there are components 0
+    to n − 2; for others the map is zero, with a warning.
     """
     number = nth(layer, len(trace.anatomy.blocks), "token_pca", "layer")
     tokens = trace.tokens[number + 1].detach()[:, trace.anatomy.prefix :].float()
@@ -64,9 +65,17 @@ def token_pca(
         kept = (_turned(first, grid) > 0).float()
     found, explained = _component(tokens, kept, component)
     facts = {"explained": explained}
+    warnings: list[list[str]] = []
     if foreground:
         facts["foreground_share"] = kept.mean(1)
-    return Attribution(_turned(found, grid).unflatten(1, grid), facts)
+        warnings = [_lacking(round(count), component) for count in kept.sum(1).tolist()]
+    return Attribution(_turned(found, grid).unflatten(1, grid), facts, warnings)
+
+
+def _lacking(kept: int, component: int) -> list[str]:
+    if component < kept - 1:
+        return []
+    return [f"the foreground has {kept} patches and so no component {component}: the map is zero everywhere"]
 
 
 def _component(tokens: Tensor, kept: Tensor, number: int) -> tuple[Tensor, Tensor]:

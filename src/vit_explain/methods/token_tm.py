@@ -86,7 +86,7 @@ def _transformed(trace: Trace, number: int, tokens: Tensor) -> Weights:
 
 
 def _weight(before: Tensor, after: Tensor, products: Tensor) -> Tensor:
-    """``w`` from the lengths of x and t and from x · t, each (..., N)."""
+    """``w`` from the lengths of x and t and from x · t, each (..., N); 0 where x is zero."""
     tiny = torch.finfo(before.dtype).tiny
     alike = torch.exp(products / (before * after).clamp_min(tiny))
-    return after / before.clamp_min(tiny) * alike / alike.mean(-1, keepdim=True)
+    return torch.where(before > 0, after / before, 0) * alike / alike.mean(-1, keepdim=True)

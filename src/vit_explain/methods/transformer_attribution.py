@@ -7,8 +7,8 @@ from torch import Tensor
 from ..attention_paths import accumulate, fused_rows, on_tokens, reading, start_of
 from ..registry import method
 from ..relevance_rules import attention_relevance
-from ..relprop import RelevanceMode, relevances
-from ..types import Layer, Trace
+from ..relprop import RelevanceMode, imprecise, relevances
+from ..types import Attribution, Layer, Trace
 
 
 @method(
@@ -24,7 +24,7 @@ from ..types import Layer, Trace
     beyond_passes="relevance goes through every operation by rules of several products each",
     class_specific=True,
 )
-def transformer_attribution(trace: Trace, *, start_layer: int = 0) -> Tensor:
+def transformer_attribution(trace: Trace, *, start_layer: int = 0) -> Attribution:
     """Relevance of attention weighted by its gradient, through all layers: which looks spoke for the class.
 
     ``Ā = mean_h (∂y/∂A ⊙ R_A)⁺`` with R_A the relevance of A (see ``relprop``: α=1, β=0, a class's logit starts with
@@ -40,6 +40,8 @@ def transformer_attribution(trace: Trace, *, start_layer: int = 0) -> Tensor:
     scores and distilled heads' mean follow the rules for scales, norms, biases and sums; rotary positions those for a
     sum of two scaled halves; a gate gets half; a mean over patches is shared out by each patch's part of it; a pooling
     attention is one more attention, whose Ā is r. Contrasts are refused, their relevance sums to zero.
+
+    Terms that nearly cancel magnify the model's rounding: in half precision there is a warning.
     """
     first = start_of(trace, "transformer_attribution", start_layer, 0)
     seen = relevances(trace, RelevanceMode(first))
@@ -53,7 +55,11 @@ def transformer_attribution(trace: Trace, *, start_layer: int = 0) -> Tensor:
     layers = trace.layers[first:]
     if trace.pool is None:
         row = trace.read_row().unsqueeze(1)
-        return trace.patches(accumulate(layers, row, weights, trace.read_tokens).squeeze(1))
+        return Attribution(
+            trace.patches(accumulate(layers, row, weights, trace.read_tokens).squeeze(1)), warnings=imprecise(trace)
+        )
     pool, queries, _ = reading(trace)
     row = on_tokens(trace, fused_rows(pool, queries, weights)).mean(1, keepdim=True)
-    return trace.patches((row + accumulate(layers, row, weights, trace.read_tokens)).squeeze(1))
+    return Attribution(
+        trace.patches((row + accumulate(layers, row, weights, trace.read_tokens)).squeeze(1)), warnings=imprecise(trace)
+    )

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..options import Range
+from ..options import Range, Seed
 from ..pixel_paths import Level, Noise, gradients, noisy, on_level
 from ..registry import method
 from ..types import Trace
@@ -31,7 +31,7 @@ def vargrad(
     *,
     samples: Annotated[int, Range(2)] = 50,
     noise: Noise = 0.15,
-    seed: int = 0,
+    seed: Seed = 0,
     level: Level = "patches",
 ) -> Tensor:
     """How much the gradient changes between noisy copies of the image: where the score's reaction depends on details.

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..options import Range
-from ..perturb import Seed, chunked, turns
+from ..options import Range, Seed
+from ..perturb import chunked, turns
 from ..registry import method
 from ..types import Attribution, Trace
 
