@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 
 from vit_explain import Explainer, types
 from vit_explain.capture import look
+from vit_explain.compiled import as_written
 from vit_explain.errors import CaptureError, ModelError, TargetError
 from vit_explain.family import family_of
+from vit_explain.modules import evaluation_mode, modules_of
 from vit_explain.tap import AttentionTap
 
 
@@ -195,6 +198,116 @@ def test_threads_do_not_see_each_other(vit, pixels):
         thread.join()
     assert results == {0: [True] * 5, 1: [True] * 5, 2: [True] * 5}
     assert vit.training
+
+
+def test_threads_share_a_model_in_training_mode(vit, pixels):
+    """While one thread looks, another one comes and leaves: the first still sees no dropout."""
+    for block in vit.blocks:
+        block.mlp.drop1.p = 0.5
+    expected = vit(pixels)
+    vit.train()
+    inside, left = threading.Event(), threading.Event()
+
+    def enter() -> None:
+        with evaluation_mode(vit):
+            inside.set()
+            left.wait()
+
+    other = threading.Thread(target=enter)
+    other.start()
+    inside.wait()
+    with evaluation_mode(vit):
+        left.set()
+        other.join()
+        torch.testing.assert_close(vit(pixels), expected)
+    assert all(module.training for module in vit.modules())
+
+
+def test_a_submodule_may_be_looked_at_beside_the_model(vit):
+    vit.train()
+    with evaluation_mode(vit.blocks[0]):
+        with evaluation_mode(vit):
+            pass
+        assert not any(module.training for module in vit.blocks[0].modules())
+        assert vit.blocks[1].training
+    assert all(module.training for module in vit.modules())
+
+
+class Remembers(nn.Linear):
+    """Keeps what it computes in eval mode until it is put into training mode, as timm's LeViT does."""
+
+    known: Tensor | None = None
+
+    def train(self, mode: bool = True) -> nn.Module:
+        self.known = None if mode else self.known
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and self.known is None:
+            self.known = self.weight.detach().clone()
+        return F.linear(x, self.weight if self.known is None else self.known, self.bias)
+
+
+def test_what_modules_keep_in_eval_mode_does_not_outlast_a_look(vit, pixels):
+    vit.head = Remembers(vit.head.in_features, vit.head.out_features)
+    vit.train()
+    vit.blocks[0].eval()
+    flags = [module.training for module in vit.modules()]
+    explainer = Explainer(vit)
+    before = explainer.attribute(pixels, 1, "gradcam")
+    assert vit.head.known is None
+    assert flags == [module.training for module in vit.modules()]
+    with torch.no_grad():
+        vit.head.weight.mul_(-2)
+    assert not torch.allclose(explainer.attribute(pixels, 1, "gradcam"), before)
+
+
+def compile_blocks(model: Any) -> None:
+    for number, block in enumerate(model.blocks):
+        model.blocks[number] = torch.compile(block, backend="eager")
+
+
+def compile_forwards(model: Any) -> None:
+    for block in model.blocks:
+        block.forward = torch.compile(block.forward, backend="eager")
+
+
+COMPILE: dict[str, Callable[[Any], object]] = {
+    "the model in place": lambda model: model.compile(backend="eager"),
+    "blocks in place": lambda model: [block.compile(backend="eager") for block in model.blocks],
+    "wrapped blocks": compile_blocks,
+    "forwards of blocks": compile_forwards,
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, about what it makes of this
+@pytest.mark.parametrize("how", COMPILE)
+def test_compiled_parts_are_looked_at_as_they_were_written(vit, pixels, how):
+    methods = {"rollout": None, "gradcam": 1, "attn_lrp": 1, "alti": None}
+    expected = {name: Explainer(vit).attribute(pixels, target, name) for name, target in methods.items()}
+    COMPILE[how](vit)
+    vit(pixels)  # so that there is compiled code, which knows nothing of hooks
+    for name, target in methods.items():
+        torch.testing.assert_close(Explainer(vit).attribute(pixels, target, name), expected[name])
+    torch._dynamo.reset()
+
+
+def test_other_threads_keep_compiled_code_away_until_the_last_is_done(vit):
+    compiled = torch.compile(lambda x: torch.compiler.is_compiling() or x, backend="eager")
+    vit.blocks[0].compile(backend="eager")
+    assert compiled(False) is True
+    with as_written(modules_of(vit)):
+        with as_written(modules_of(vit)):
+            pass
+        assert compiled(False) is False
+    assert compiled(False) is True
+    torch._dynamo.reset()
+
+
+def test_blocks_that_are_not_called_as_modules_are_refused(vit, pixels):
+    vit.forward_features = lambda x, **_: vit.norm(vit.blocks[0].forward(vit._pos_embed(vit.patch_embed(x))))
+    with pytest.raises(CaptureError, match="tokens were seen 0 times, but the model family says 4"):
+        look(vit, pixels, {"tokens"}, family_of(vit).anatomy(vit, tuple(pixels.shape[1:])))
 
 
 class Twice(nn.Module):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .capture import differentiate, look
+from .compiled import as_written
 from .errors import ModelError, OptionError
 from .family import Family
 from .hooks import hooked
@@ -141,12 +142,12 @@ class Subject:
         tokens; ``of`` (R,) says which picture each row is of, by default the one or only one. Pictures are made into
         tokens once.
         """
-        with evaluation_mode(self.model):
+        with evaluation_mode(self.model) as modules:
             if keep is None:
                 output = self.model(pixels)
             else:
                 drop = self._dropping(keep, of)
-                with hooked(self.model.get_submodule(self.anatomy.blocks[0]), before=drop):
+                with as_written(modules), hooked(self.model.get_submodule(self.anatomy.blocks[0]), before=drop):
                     output = self.model(pixels)
         logits = self.family.logits(output)
         if not finite(logits):
@@ -245,7 +246,7 @@ class ModelInquiry:
         return torch.stack([score(column, scores, output) for column in columns])
 
     def lens(self, tokens: Tensor) -> Any:
-        with evaluation_mode(self.subject.model):
+        with evaluation_mode(self.subject.model) as modules, as_written(modules):
             return self.subject.family.lens(self.subject.model, tokens)
 
     def value(self, output: Any, *, probability: bool = False) -> Tensor:
