@@ -29,6 +29,7 @@ except (ImportError, RuntimeError) as error:
     ) from error
 
 BUNDLED = "bundled"
+NORMS = ("attns.0.norm", "in_norm", "norm1")  # what blocks of Vision Transformers call the norm before attention
 # Where timm's models keep the last layer.
 HEADS = ("head.weight", "head.fc.weight", "head.l.weight", "head.1.fc.weight")
 # Names of Vision Transformers whose blocks hold two attentions, and what these are made of.

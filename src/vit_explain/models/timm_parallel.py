@@ -12,11 +12,8 @@ from torch import nn
 from ..family import register
 from ..layouts import laid_out, whole
 from ..structure import part
-from ..timm_common import DIFFERENTIAL, TWO_ATTENTIONS, Timm, two_attentions
+from ..timm_common import DIFFERENTIAL, NORMS, TWO_ATTENTIONS, Timm, two_attentions
 from ..types import Anatomy
-
-# The norm before attention.
-NORMS = ("attns.0.norm", "in_norm", "norm1")
 
 
 @register
