@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import SIZE, unfused_attention
+from small_models import SIZE, small, unfused_attention
 from torch import Tensor, nn
 
 from vit_explain import Explainer, types
@@ -170,6 +171,22 @@ def test_compiled_models_are_looked_through(vit, pixels):
     expected = Explainer(vit).explain(pixels, target=0).relevance
     compiled = torch.compile(vit, backend="eager")
     assert abs(Explainer(compiled).explain(pixels, target=0).relevance - expected).max() < 1e-6
+
+
+def test_models_loaded_inside_inference_mode_can_be_differentiated_through():
+    with torch.inference_mode():
+        explainer = Explainer("bundled")
+        assert explainer.attribute(torch.randn(1, 3, *explainer.preprocessing.size), 1, "gradcam").any()
+
+
+def test_models_made_inside_inference_mode(pixels):
+    with torch.inference_mode():
+        model = small("class token")
+    assert Explainer(model).attribute(pixels, method="rollout").any()
+    assert Explainer(model).attribute(pixels, 1, "rise", samples=4).any()
+    with pytest.raises(ModelError, match=r"made inside torch.inference_mode\(\), so nothing can be differentiated"):
+        Explainer(model).attribute(pixels, 1, "gradcam")
+    assert Explainer(copy.deepcopy(model)).attribute(pixels, 1, "gradcam").any()
 
 
 def test_traced_models_are_refused(vit, pixels):

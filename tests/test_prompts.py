@@ -45,6 +45,15 @@ def test_scores_are_the_models_own(name):
 
 
 @pytest.mark.parametrize("name", BUILD)
+def test_prompts_read_inside_inference_mode_can_be_differentiated_through(name):
+    model, pictures, tokenizer = BUILD[name](), pixels(name), words(name)
+    expected = Explainer(model, texts=PROMPTS, tokenizer=tokenizer).attribute(pictures, 1, "gradcam")
+    with torch.inference_mode():
+        explainer = Explainer(model, texts=PROMPTS, tokenizer=tokenizer)
+    torch.testing.assert_close(explainer.attribute(pictures, 1, "gradcam"), expected)
+
+
+@pytest.mark.parametrize("name", BUILD)
 def test_a_prompt_is_explained_whatever_stands_beside_it(name):
     """Its score depends on no other prompt, so its map does not, by the text or by the number; contrasts subtract."""
     model, pictures, tokenizer = BUILD[name](), pixels(name), words(name)

@@ -75,6 +75,12 @@ class Subject:
         if self.anatomy.plan is not None and (unknown := needs & {"values", "tokens", "attended", "biases"}):
             raise ModelError(f"{self.anatomy.plan.reason}: {', '.join(sorted(unknown))} of its blocks are not known")
         gradient = bool(needs & {"gradient", "graph"})
+        first = next(self.model.parameters(), None)
+        if gradient and first is not None and first.is_inference():
+            raise ModelError(
+                f"{self.family.name(self.model)} was made inside torch.inference_mode(), so nothing can be "
+                "differentiated through it: make it outside, or give copy.deepcopy(model), made outside"
+            )
         with torch.set_grad_enabled(gradient), within or nullcontext():
             if "pixels" in needs:
                 pixels = pixels.detach().requires_grad_()
