@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_models import SIZE, small, unfused_attention
+from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from vit_explain import Explainer, types
@@ -346,6 +347,19 @@ def test_gradient_checkpointing_is_refused_with_the_remedy(vit, pixels):
     vit.set_grad_checkpointing(True)
     with pytest.raises(ModelError, match=r"set_grad_checkpointing\(False\)"):
         Explainer(vit).explain(pixels, target=0)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_gradient_checkpointing_matters_where_gradients_are_needed(vit, pixels, trained):
+    swin = SwinTransformer(img_size=SIZE, patch_size=4, window_size=2, embed_dim=12, depths=(2, 2), num_heads=(2, 3))
+    for model in (vit, swin.eval()):
+        model.requires_grad_(trained)
+        expected = Explainer(model).attribute(pixels, method="rollout")
+        model.set_grad_checkpointing(True)
+        torch.testing.assert_close(Explainer(model).attribute(pixels, method="rollout"), expected)
+        for method in ("gradcam", "saliency", "gae"):
+            with pytest.raises(ModelError, match=r"set_grad_checkpointing\(False\)"):
+                Explainer(model).attribute(pixels, 1, method)
 
 
 def test_a_target_that_attention_does_not_reach_is_refused(vit, pixels):

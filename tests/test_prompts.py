@@ -167,7 +167,7 @@ def test_coca_is_read_at_the_first_query_of_its_pooling_attention():
 def test_other_poolings_of_several_queries_are_refused(pool):
     model = open_clip(attn_pooler_queries=4, attn_pooler_heads=2, **pool)
     with pytest.raises(ModelError, match="two pooling attentions, or several queries of one"):
-        Explainer(model, texts=PROMPTS, tokenizer=Words(12, False)).explain(pixels("open_clip"))
+        Explainer(model, texts=PROMPTS, tokenizer=Words(12, False)).explain(pixels("open_clip"), target=0)
 
 
 def test_naflex_is_refused_with_what_works():
@@ -186,4 +186,4 @@ def test_gradient_checkpointing_is_refused_with_the_remedy():
     model = open_clip()
     model.set_grad_checkpointing(True)
     with pytest.raises(ModelError, match=r"set_grad_checkpointing\(False\)"):
-        Explainer(model, texts=PROMPTS, tokenizer=Words(12, False)).explain(pixels("open_clip"))
+        Explainer(model, texts=PROMPTS, tokenizer=Words(12, False)).explain(pixels("open_clip"), target=0)

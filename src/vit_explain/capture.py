@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .biases import BiasTap
 from .compiled import as_written
-from .errors import CaptureError, TargetError
+from .errors import CaptureError, ModelError, TargetError
 from .hooks import hooked
 from .matching import by_window
 from .modules import evaluation_mode
@@ -49,6 +49,8 @@ def look(
     with ExitStack() as stack:
         modules = stack.enter_context(evaluation_mode(model))
         stack.enter_context(as_written(modules))
+        if gradient:
+            _check_run_once(modules)
         if gradient and pixels.device.type == "cpu":
             _mend_batch_norms(stack, modules)
         if anatomy is not None:
@@ -64,6 +66,16 @@ def look(
     if anatomy is not None:
         _check_complete(seen, needs, anatomy)
     return seen
+
+
+def _check_run_once(modules: Iterable[nn.Module]) -> None:
+    """A ``ModelError`` where blocks of timm's or open_clip's models run again in the backward; others' do in training
+    alone."""
+    if any(module.__dict__.get("grad_checkpointing") for module in modules):
+        raise ModelError(
+            "gradient checkpointing runs blocks again for the gradient, without what was recorded of their first run: "
+            "call model.set_grad_checkpointing(False) first"
+        )
 
 
 def _check_complete(seen: Seen, needs: Container[str], anatomy: Anatomy) -> None:

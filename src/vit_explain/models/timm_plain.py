@@ -73,8 +73,6 @@ class TimmPlain(Timm):
                 f"{self.name(model)} takes {wanted} pixels (height x width), not {size[0]}x{size[1]}; "
                 "timm.create_model(..., img_size=(H, W)) or dynamic_img_size=True builds it for another size"
             )
-        if getattr(model, "grad_checkpointing", False):
-            raise ModelError("gradient checkpointing hides attention: call model.set_grad_checkpointing(False) first")
         blocks = tuple(f"blocks.{number}" for number in range(len(model.blocks)))
         patch = embed.patch_size if not hasattr(embed, "feature_ratio") else (size[0] // grid[0], size[1] // grid[1])
         covers = (grid[0] * patch[0], grid[1] * patch[1])
