@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 import warnings
 from collections.abc import Callable
@@ -172,6 +173,16 @@ def test_compiled_models_are_looked_through(vit, pixels):
     expected = Explainer(vit).explain(pixels, target=0).relevance
     compiled = torch.compile(vit, backend="eager")
     assert abs(Explainer(compiled).explain(pixels, target=0).relevance - expected).max() < 1e-6
+
+
+def test_attention_is_derived_in_float32_under_autocast(vit, pixels):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layers = look(vit, pixels, {"attention", "gradient"}).layers
+        layer = dataclasses.replace(layers[0], grad_out=torch.ones_like(layers[0].out))
+        found = layer.attention(), layer.attention_gradient()
+    for one, expected in zip(found, (layer.attention(), layer.attention_gradient()), strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, expected, rtol=0, atol=0)
 
 
 def test_models_loaded_inside_inference_mode_can_be_differentiated_through():
