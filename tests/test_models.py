@@ -179,3 +179,10 @@ def test_the_bundled_model():
 
     file = Path(vit_explain.__file__).parent / "assets" / "bundled.safetensors"
     assert file.stat().st_size < 30e6
+
+
+def test_a_configuration_of_one_channel():
+    config = {"mean": (0.5,), "std": (0.25,), "input_size": (1, 224, 224)}
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, in_chans=1, pretrained_cfg_overlay=config).eval()
+    assert Explainer(model).preprocessing.mean == (0.5,) * 3
+    assert Explainer(model).explain(torch.randn(1, 1, 224, 224)).overlay().shape == (224, 224, 3)

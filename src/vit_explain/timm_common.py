@@ -150,10 +150,11 @@ class Timm(Placed):
     def preprocessing(self, model: Any) -> Preprocessing:
         config = resolve_data_config({}, pretrained_cfg=config_of(model), model=model)
         size = tuple(self.built_for(model) or config["input_size"][1:])
+        mean, std = (tuple(config[name]) for name in ("mean", "std"))
         return Preprocessing(
             size=(size[0], size[1]),
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
+            mean=mean * 3 if len(mean) == 1 else mean,  # of models of one channel
+            std=std * 3 if len(std) == 1 else std,
             interpolation=config["interpolation"],
             crop_pct=config["crop_pct"],
             crop_mode=config["crop_mode"],
