@@ -16,7 +16,8 @@ from .errors import TargetError, VitExplainError, near, reason
 from .labels import Names
 
 MIXED = "functions, contrasts and classes cannot be mixed in one batch: explain them separately"
-MOST_TOP = re.compile(r"top[-_ ]?(\d+)")
+MOST_TOP = re.compile(r"top[-_ ]?([0-9]{1,9})")
+NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _called(function: Callable[[Any], Any], output: Any) -> Any:
 
 def class_number(given: int | str, classes: int, labels: Sequence[str] | None) -> int:
     """Number of a class given by number, by label, or by one of a label's comma-separated synonyms."""
-    if isinstance(given, str) and not given.strip().lstrip("-").isdigit():
+    if isinstance(given, str) and not NUMBER.fullmatch(given.strip()):
         return _label_number(given, labels)
     number = int(given)
     if not 0 <= number < classes:
