@@ -222,7 +222,7 @@ class ModelInquiry:
 
     def probe(self, pixels: Tensor, keep: Tensor | None = None, *, probability: bool = True) -> Tensor:
         number = len(pixels) if keep is None else len(keep)
-        values = torch.empty(number, device=pixels.device)
+        values = torch.empty(number, dtype=torch.float32, device=pixels.device)
         columns = [self._repeated(column, number) for column in self.columns or ((),)]
         # Rows of one forward must keep equally many patches.
         counts = torch.zeros(number, dtype=torch.long) if keep is None else keep.sum(1).cpu()

@@ -312,7 +312,7 @@ class Trace:
     def read_row(self) -> Tensor:
         """Weights (B, N), summing to one, that the head gives the last block's tokens; without a pooling attention."""
         readout, prefix = self.anatomy.readout, self.anatomy.prefix
-        row = torch.zeros(len(self.pixels), self.length, device=self.logits.device)
+        row = torch.zeros(len(self.pixels), self.length, dtype=torch.float32, device=self.logits.device)
         row[:, list(readout.tokens)] = 1
         if readout.patches:
             # A half of the row is the tokens', whatever the number of patches.
