@@ -388,3 +388,19 @@ def test_levit_goes_by_what_it_was_built_for(size):
     assert explainer.attribute(torch.randn(1, 3, *size), method="rollout").shape == (1, size[0] // 16, size[1] // 16)
     with pytest.raises(ModelError, match=f"takes {size[0]}x{size[1]} pixels"):
         explainer.attribute(torch.randn(1, 3, 256, 256), method="rollout")
+
+
+@pytest.mark.parametrize("name", ["pvt v2", "twins", "hiera"])
+def test_attention_that_the_models_own_code_spells_out(name, pixels):
+    """With windows in a dimension of their own, too."""
+    torch.manual_seed(0)
+    model = lively(SMALL[name][0]())
+    fused = [part for part in model.modules() if getattr(part, "fused_attn", False)]
+    assert fused
+    explainer = Explainer(model)
+    expected = explainer.attribute(pixels, method="rollout"), explainer.attribute(pixels, 1, "gradient_rollout")
+    for part in fused:
+        part.fused_attn = False
+    found = explainer.attribute(pixels, method="rollout"), explainer.attribute(pixels, 1, "gradient_rollout")
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))

@@ -41,7 +41,8 @@ ARITHMETIC = {
 
 @dataclass(frozen=True)
 class Product:
-    """Weights times values, in the shapes that ``types.Layer`` has; and the product's own shape from and to these."""
+    """Weights times values, in the shapes that ``types.Layer`` has, or with windows in a dimension of their own; and
+    the product's own shape from and to these."""
 
     weights: Tensor  # (B, H, N, M)
     values: Tensor  # (B, H, M, Dv)
@@ -68,7 +69,7 @@ class Eager:
     def follow(self, func: Any, args: Sequence[Any], result: Any) -> None:
         """To be told of every operation that is no product of attention."""
         if func in SOFTMAX:
-            self._weights = result if result.ndim in (3, 4) else None
+            self._weights = result if result.ndim in (3, 4, 5) else None
             self._known = [one for one in self._known if one.shape == result.shape] + [result]
         elif not args:
             return

@@ -63,8 +63,10 @@ class TimmPlain(Timm):
             raise ModelError(
                 f"{self.name(model)} takes {channels} channels, not {shape[0]}; pass a preprocessed (B, C, H, W) tensor"
             )
-        if any_size or embed.img_size is None or getattr(model, "dynamic_img_size", False):
+        if any_size:
             grid = tuple(embed.dynamic_feat_size(size))
+        elif embed.img_size is None or getattr(model, "dynamic_img_size", False):
+            grid = self.grid_of(model, embed, size)
         elif tuple(embed.img_size) == size:
             grid = tuple(embed.grid_size)
         else:
