@@ -7,7 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from small_models import CLASSES, GRID, PATCH, SIZE, SMALL, lively, small
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.eva import Eva
+from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, VisionTransformer
+from timm.models.vision_transformer_relpos import ResPostRelPosBlock, VisionTransformerRelPos
 from torch import Tensor, nn
 
 from vit_explain import Explainer
@@ -28,15 +30,20 @@ GRADIENT_METHODS = ("gradcam", "gradcam_plus_plus", "xgradcam", "hirescam", "lay
 PREFIX = {"class token": 1, "registers": 5, "mean pooling": 0, "attention pooling": 0, "eva with rotary positions": 3}
 
 
-def features_by_hand(model: nn.Module, image: Tensor, target: int, prefix: int) -> tuple[Array, Array]:
-    """(Z, ∂logit/∂Z) of one image's patch tokens at the last block's first norm, by an ordinary hook and backward."""
+def features_by_hand(
+    model: nn.Module, image: Tensor, target: int, prefix: int, where: str = "blocks.2.norm1"
+) -> tuple[Array, Array]:
+    """(Z, ∂logit/∂Z) of one image's patch tokens, by an ordinary hook and backward: what a module puts out, by default
+    the last block's first norm; what enters it, where its name is all of a block's."""
     seen: list[Tensor] = []
 
-    def see(_module: nn.Module, _inputs: object, out: Tensor) -> None:
-        out.retain_grad()
-        seen.append(out)
+    def see(_module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor | None = None) -> None:
+        seen.append(inputs[0] if out is None else out)
+        seen[0].retain_grad()
 
-    hook = model.get_submodule("blocks.2.norm1").register_forward_hook(see)
+    module = model.get_submodule(where)
+    enters = where.split(".")[-1].isdigit()
+    hook = module.register_forward_pre_hook(see) if enters else module.register_forward_hook(see)
     try:
         model(image[None])[0, target].backward()
     finally:
@@ -71,6 +78,36 @@ def cam_by_hand(name: str, z: Array, g: Array) -> Array:
         for i in range(n):
             cam[i] += weights[i] * z[i, k]
     return cam if name == "hirescam" else np.maximum(cam, 0)
+
+
+# Models whose last attention does not get its tokens from a norm of that name, and where it gets them.
+OTHERS = {
+    "post norm": (lambda: VisionTransformer(**SMALL, block_fn=ResPostBlock), "blocks.2"),
+    "post norm eva": (lambda: Eva(**SMALL, use_post_norm=True, global_pool="token"), "blocks.2"),
+    "post norm, relative positions": (
+        lambda: VisionTransformerRelPos(**SMALL, block_fn=ResPostRelPosBlock, class_token=True, global_pool="token"),
+        "blocks.2",
+    ),
+    "attention beside an MLP": (lambda: VisionTransformer(**SMALL, block_fn=ParallelScalingBlock), "blocks.2.in_norm"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_class_activation_maps_read_what_the_last_attention_gets(name, pixels):
+    build, where = OTHERS[name]
+    torch.manual_seed(0)
+    model = lively(build())
+    found = Explainer(model).attribute(pixels[:1], 2, "hirescam")
+    by_hand = cam_by_hand("hirescam", *features_by_hand(model, pixels[0], 2, 1, where))
+    assert np.abs(by_hand).max() > 0
+    np.testing.assert_allclose(found[0].flatten(), by_hand, rtol=1e-3, atol=1e-5 * np.abs(by_hand).max())
+
+
+def test_class_activation_maps_of_a_single_block_with_norms_after_attention(pixels):
+    model = lively(VisionTransformer(**{**SMALL, "depth": 1}, block_fn=ResPostBlock))
+    found = Explainer(model).attribute(pixels[:1], 2, "hirescam")
+    by_hand = cam_by_hand("hirescam", *features_by_hand(model, pixels[0], 2, 1, "blocks.0"))
+    np.testing.assert_allclose(found[0].flatten(), by_hand, rtol=1e-3, atol=1e-5 * np.abs(by_hand).max())
 
 
 @pytest.mark.parametrize("anatomy", ANATOMIES)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import threading
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import SIZE, unfused_attention
+from small_models import SIZE, small, unfused_attention
+from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from vit_explain import Explainer, types
 from vit_explain.capture import look
+from vit_explain.compiled import as_written
 from vit_explain.errors import CaptureError, ModelError, TargetError
 from vit_explain.family import family_of
+from vit_explain.modules import evaluation_mode, modules_of
 from vit_explain.tap import AttentionTap
 
 
@@ -169,6 +175,32 @@ def test_compiled_models_are_looked_through(vit, pixels):
     assert abs(Explainer(compiled).explain(pixels, target=0).relevance - expected).max() < 1e-6
 
 
+def test_attention_is_derived_in_float32_under_autocast(vit, pixels):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layers = look(vit, pixels, {"attention", "gradient"}).layers
+        layer = dataclasses.replace(layers[0], grad_out=torch.ones_like(layers[0].out))
+        found = layer.attention(), layer.attention_gradient()
+    for one, expected in zip(found, (layer.attention(), layer.attention_gradient()), strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, expected, rtol=0, atol=0)
+
+
+def test_models_loaded_inside_inference_mode_can_be_differentiated_through():
+    with torch.inference_mode():
+        explainer = Explainer("bundled")
+        assert explainer.attribute(torch.randn(1, 3, *explainer.preprocessing.size), 1, "gradcam").any()
+
+
+def test_models_made_inside_inference_mode(pixels):
+    with torch.inference_mode():
+        model = small("class token")
+    assert Explainer(model).attribute(pixels, method="rollout").any()
+    assert Explainer(model).attribute(pixels, 1, "rise", samples=4).any()
+    with pytest.raises(ModelError, match=r"made inside torch.inference_mode\(\), so nothing can be differentiated"):
+        Explainer(model).attribute(pixels, 1, "gradcam")
+    assert Explainer(copy.deepcopy(model)).attribute(pixels, 1, "gradcam").any()
+
+
 def test_traced_models_are_refused(vit, pixels):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says tracing is deprecated; people hold traced models all the same
@@ -197,6 +229,116 @@ def test_threads_do_not_see_each_other(vit, pixels):
     assert vit.training
 
 
+def test_threads_share_a_model_in_training_mode(vit, pixels):
+    """While one thread looks, another one comes and leaves: the first still sees no dropout."""
+    for block in vit.blocks:
+        block.mlp.drop1.p = 0.5
+    expected = vit(pixels)
+    vit.train()
+    inside, left = threading.Event(), threading.Event()
+
+    def enter() -> None:
+        with evaluation_mode(vit):
+            inside.set()
+            left.wait()
+
+    other = threading.Thread(target=enter)
+    other.start()
+    inside.wait()
+    with evaluation_mode(vit):
+        left.set()
+        other.join()
+        torch.testing.assert_close(vit(pixels), expected)
+    assert all(module.training for module in vit.modules())
+
+
+def test_a_submodule_may_be_looked_at_beside_the_model(vit):
+    vit.train()
+    with evaluation_mode(vit.blocks[0]):
+        with evaluation_mode(vit):
+            pass
+        assert not any(module.training for module in vit.blocks[0].modules())
+        assert vit.blocks[1].training
+    assert all(module.training for module in vit.modules())
+
+
+class Remembers(nn.Linear):
+    """Keeps what it computes in eval mode until it is put into training mode, as timm's LeViT does."""
+
+    known: Tensor | None = None
+
+    def train(self, mode: bool = True) -> nn.Module:
+        self.known = None if mode else self.known
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and self.known is None:
+            self.known = self.weight.detach().clone()
+        return F.linear(x, self.weight if self.known is None else self.known, self.bias)
+
+
+def test_what_modules_keep_in_eval_mode_does_not_outlast_a_look(vit, pixels):
+    vit.head = Remembers(vit.head.in_features, vit.head.out_features)
+    vit.train()
+    vit.blocks[0].eval()
+    flags = [module.training for module in vit.modules()]
+    explainer = Explainer(vit)
+    before = explainer.attribute(pixels, 1, "gradcam")
+    assert vit.head.known is None
+    assert flags == [module.training for module in vit.modules()]
+    with torch.no_grad():
+        vit.head.weight.mul_(-2)
+    assert not torch.allclose(explainer.attribute(pixels, 1, "gradcam"), before)
+
+
+def compile_blocks(model: Any) -> None:
+    for number, block in enumerate(model.blocks):
+        model.blocks[number] = torch.compile(block, backend="eager")
+
+
+def compile_forwards(model: Any) -> None:
+    for block in model.blocks:
+        block.forward = torch.compile(block.forward, backend="eager")
+
+
+COMPILE: dict[str, Callable[[Any], object]] = {
+    "the model in place": lambda model: model.compile(backend="eager"),
+    "blocks in place": lambda model: [block.compile(backend="eager") for block in model.blocks],
+    "wrapped blocks": compile_blocks,
+    "forwards of blocks": compile_forwards,
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, about what it makes of this
+@pytest.mark.parametrize("how", COMPILE)
+def test_compiled_parts_are_looked_at_as_they_were_written(vit, pixels, how):
+    methods = {"rollout": None, "gradcam": 1, "attn_lrp": 1, "alti": None}
+    expected = {name: Explainer(vit).attribute(pixels, target, name) for name, target in methods.items()}
+    COMPILE[how](vit)
+    vit(pixels)  # so that there is compiled code, which knows nothing of hooks
+    for name, target in methods.items():
+        torch.testing.assert_close(Explainer(vit).attribute(pixels, target, name), expected[name])
+    torch._dynamo.reset()
+
+
+def test_other_threads_keep_compiled_code_away_until_the_last_is_done(vit):
+    compiled = torch.compile(lambda x: torch.compiler.is_compiling() or x, backend="eager")
+    vit.blocks[0].compile(backend="eager")
+    assert compiled(False) is True
+    with as_written(modules_of(vit)):
+        with as_written(modules_of(vit)):
+            pass
+        assert compiled(False) is False
+    assert compiled(False) is True
+    torch._dynamo.reset()
+
+
+def test_blocks_that_are_not_called_as_modules_are_refused(vit, pixels):
+    vit.forward_features = lambda x, **_: vit.norm(vit.blocks[0].forward(vit._pos_embed(vit.patch_embed(x))))
+    with pytest.raises(CaptureError, match="tokens were seen 0 times, but the model family says 4"):
+        look(vit, pixels, {"tokens"}, family_of(vit).anatomy(vit, tuple(pixels.shape[1:])))
+
+
 class Twice(nn.Module):
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
@@ -216,6 +358,19 @@ def test_gradient_checkpointing_is_refused_with_the_remedy(vit, pixels):
     vit.set_grad_checkpointing(True)
     with pytest.raises(ModelError, match=r"set_grad_checkpointing\(False\)"):
         Explainer(vit).explain(pixels, target=0)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_gradient_checkpointing_matters_where_gradients_are_needed(vit, pixels, trained):
+    swin = SwinTransformer(img_size=SIZE, patch_size=4, window_size=2, embed_dim=12, depths=(2, 2), num_heads=(2, 3))
+    for model in (vit, swin.eval()):
+        model.requires_grad_(trained)
+        expected = Explainer(model).attribute(pixels, method="rollout")
+        model.set_grad_checkpointing(True)
+        torch.testing.assert_close(Explainer(model).attribute(pixels, method="rollout"), expected)
+        for method in ("gradcam", "saliency", "gae"):
+            with pytest.raises(ModelError, match=r"set_grad_checkpointing\(False\)"):
+                Explainer(model).attribute(pixels, 1, method)
 
 
 def test_a_target_that_attention_does_not_reach_is_refused(vit, pixels):

@@ -53,6 +53,16 @@ def relevance_or_refusal(
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_new_tensors_go_by_the_model_and_not_by_the_default(name, vit, pixels):
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = Explainer(vit).attribute(pixels[:1], target_for(name, 1), name, **quick(name))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32 and found.isfinite().all()
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_conformance(name, any_model, pixels, request):
     """Shape, finite, deterministic, signed as declared, a batch equals singles; or a refusal that helps."""
     explainer, options = Explainer(any_model), quick(name)

@@ -143,6 +143,18 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
         "CLIPImageProcessor",
         {"size": {"shortest_edge": 30}, "crop_size": {"height": 24, "width": 24}},
     ),
+    "both sides, then cut to another shape": (
+        "DeiTImageProcessor",
+        {"size": {"height": 32, "width": 36}, "crop_size": {"height": 28, "width": 24}},
+    ),
+    "shorter side, then cut to another shape": (
+        "CLIPImageProcessor",
+        {"size": {"shortest_edge": 30}, "crop_size": {"height": 24, "width": 20}},
+    ),
+    "a quotient that floating point rounds down": (
+        "CLIPImageProcessor",
+        {"size": {"shortest_edge": 212}, "crop_size": {"height": 160, "width": 160}},
+    ),
     "not normalised": ("ViTImageProcessor", {"size": {"height": 24, "width": 24}, "do_normalize": False}),
     "another scale": (
         "ViTImageProcessor",

@@ -136,11 +136,19 @@ def test_prepare_refuses_other_modes() -> None:
         {"crop_mode": "centre"},
         {"crop_pct": 0.0},
         {"crop_pct": float("nan")},
+        {"resize": (0, 8)},
+        {"resize": (8, 8), "crop_pct": 0.9},
     ],
 )
 def test_preprocessing_refuses(wrong: dict) -> None:
     with pytest.raises(OptionError):
         Preprocessing(**{"size": (8, 8), "mean": MEAN, "std": STD, **wrong})
+
+
+@pytest.mark.parametrize(("cut", "resized"), [(160, 212), (256, 372), (336, 463), (384, 450), (224, 256)])
+def test_a_known_resize_is_kept_to_the_pixel(cut: int, resized: int) -> None:
+    how = Preprocessing((cut, cut), MEAN, STD, resize=(resized, resized))
+    assert plan((500, 700), how).resized == (resized, int(resized * 700 / 500))
 
 
 def test_denormalise_gives_the_picture_back() -> None:

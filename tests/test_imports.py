@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 LEVELS = [
     {"_version", "errors"},
     {
+        "compiled",
         "eager",
         "flow_cuts",
         "kernels",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import threading
 
 import pytest
@@ -117,3 +118,45 @@ def test_hooks_are_for_one_thread_and_leave_nothing(vit, pixels):
         raise RuntimeError("inside")
     torch.testing.assert_close(vit(pixels).detach(), plain)
     assert before == [(list(m._forward_hooks.items()), list(m._forward_pre_hooks.items())) for m in vit.modules()]
+
+
+def test_hooks_of_users_can_be_removed_whenever_they_were_registered(vit, pixels):
+    """Before, during and after an explanation."""
+    fired: list[str] = []
+    block = vit.blocks[0]
+    handles = {"gone": block.register_forward_hook(lambda *_: fired.append("gone"))}
+    handles["early"] = block.register_forward_hook(lambda *_: fired.append("early"))
+    with hooked(block, after=lambda out: out):
+        handles["gone"].remove()
+        handles["late"] = block.register_forward_hook(lambda *_: fired.append("late"))
+        vit(pixels)
+        assert fired == ["early", "late"]
+    vit(pixels)
+    assert fired == ["early", "late"] * 2
+    for handle in handles.values():
+        handle.remove()
+    vit(pixels)
+    assert fired == ["early", "late"] * 2
+
+
+def test_hooks_may_come_and_go_while_other_threads_look(vit, pixels):
+    plain = vit(pixels).detach()
+    stop, found = threading.Event(), []
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            with hooked(vit.blocks[0], before=torch.zeros_like):
+                pass
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    other = threading.Thread(target=come_and_go)
+    try:
+        other.start()
+        found = [vit(pixels).detach() for _ in range(20)]
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        other.join()
+    for one in found:
+        torch.testing.assert_close(one, plain)

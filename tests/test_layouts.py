@@ -378,3 +378,29 @@ def test_other_kinds_of_attention(name):
         assert maps.isfinite().all()
         alone = explainer.attribute(pixels[1:], target, method)
         torch.testing.assert_close(maps[1:], alone, rtol=1e-3, atol=1e-4 * float(maps.abs().max()))
+
+
+@pytest.mark.parametrize("size", [(224, 224), (192, 256)])
+def test_levit_goes_by_what_it_was_built_for(size):
+    model = timm.create_model("levit_128s", img_size=size, num_classes=4).eval()
+    explainer = Explainer(model)
+    assert explainer.preprocessing.size == size
+    assert explainer.attribute(torch.randn(1, 3, *size), method="rollout").shape == (1, size[0] // 16, size[1] // 16)
+    with pytest.raises(ModelError, match=f"takes {size[0]}x{size[1]} pixels"):
+        explainer.attribute(torch.randn(1, 3, 256, 256), method="rollout")
+
+
+@pytest.mark.parametrize("name", ["pvt v2", "twins", "hiera"])
+def test_attention_that_the_models_own_code_spells_out(name, pixels):
+    """With windows in a dimension of their own, too."""
+    torch.manual_seed(0)
+    model = lively(SMALL[name][0]())
+    fused = [part for part in model.modules() if getattr(part, "fused_attn", False)]
+    assert fused
+    explainer = Explainer(model)
+    expected = explainer.attribute(pixels, method="rollout"), explainer.attribute(pixels, 1, "gradient_rollout")
+    for part in fused:
+        part.fused_attn = False
+    found = explainer.attribute(pixels, method="rollout"), explainer.attribute(pixels, 1, "gradient_rollout")
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))

@@ -10,6 +10,8 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from small_models import SMALL
+from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
 
 from vit_explain import Explainer, list_models, load_model
 from vit_explain.errors import ModelError
@@ -179,3 +181,33 @@ def test_the_bundled_model():
 
     file = Path(vit_explain.__file__).parent / "assets" / "bundled.safetensors"
     assert file.stat().st_size < 30e6
+
+
+def test_a_configuration_of_one_channel():
+    config = {"mean": (0.5,), "std": (0.25,), "input_size": (1, 224, 224)}
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, in_chans=1, pretrained_cfg_overlay=config).eval()
+    assert Explainer(model).preprocessing.mean == (0.5,) * 3
+    assert Explainer(model).explain(torch.randn(1, 1, 224, 224)).overlay().shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize("kind", [{}, {"block_fn": ParallelThingsBlock}])
+def test_dynamic_sizes_that_patches_do_not_divide(kind):
+    options = {**SMALL, **kind, "dynamic_img_size": True}
+    pictures = torch.randn(1, 3, 36, 45)
+    with pytest.raises(ModelError, match=r"patches of 8x8 pixels divide, not 36x45; timm.*dynamic_img_pad"):
+        Explainer(VisionTransformer(**options).eval()).attribute(pictures, method="rollout")
+    padded = VisionTransformer(**options, dynamic_img_pad=True).eval()
+    assert Explainer(padded).attribute(pictures, method="rollout").shape == (1, 5, 6)
+
+
+def test_coat_takes_the_size_that_it_was_built_for():
+    explainer = Explainer(timm.create_model("coat_tiny", img_size=(64, 96), num_classes=4).eval())
+    assert explainer.preprocessing.size == (64, 96)
+    with pytest.raises(ModelError, match="takes 64x96 pixels"):
+        explainer.attribute(torch.randn(1, 3, 65, 65), 1, "gradcam")
+
+
+@pytest.mark.parametrize(("name", "grid"), [("edgenext_xx_small", (2, 3)), ("edgenext_small_rw", (3, 4))])
+def test_edgenext_at_sizes_that_its_strides_do_not_divide(name, grid):
+    model = timm.create_model(name, num_classes=4).eval()
+    assert Explainer(model).attribute(torch.randn(1, 3, 67, 100), 1, "gradcam").shape == (1, *grid)

@@ -45,6 +45,15 @@ def test_scores_are_the_models_own(name):
 
 
 @pytest.mark.parametrize("name", BUILD)
+def test_prompts_read_inside_inference_mode_can_be_differentiated_through(name):
+    model, pictures, tokenizer = BUILD[name](), pixels(name), words(name)
+    expected = Explainer(model, texts=PROMPTS, tokenizer=tokenizer).attribute(pictures, 1, "gradcam")
+    with torch.inference_mode():
+        explainer = Explainer(model, texts=PROMPTS, tokenizer=tokenizer)
+    torch.testing.assert_close(explainer.attribute(pictures, 1, "gradcam"), expected)
+
+
+@pytest.mark.parametrize("name", BUILD)
 def test_a_prompt_is_explained_whatever_stands_beside_it(name):
     """Its score depends on no other prompt, so its map does not, by the text or by the number; contrasts subtract."""
     model, pictures, tokenizer = BUILD[name](), pixels(name), words(name)
@@ -158,7 +167,7 @@ def test_coca_is_read_at_the_first_query_of_its_pooling_attention():
 def test_other_poolings_of_several_queries_are_refused(pool):
     model = open_clip(attn_pooler_queries=4, attn_pooler_heads=2, **pool)
     with pytest.raises(ModelError, match="two pooling attentions, or several queries of one"):
-        Explainer(model, texts=PROMPTS, tokenizer=Words(12, False)).explain(pixels("open_clip"))
+        Explainer(model, texts=PROMPTS, tokenizer=Words(12, False)).explain(pixels("open_clip"), target=0)
 
 
 def test_naflex_is_refused_with_what_works():
@@ -177,4 +186,4 @@ def test_gradient_checkpointing_is_refused_with_the_remedy():
     model = open_clip()
     model.set_grad_checkpointing(True)
     with pytest.raises(ModelError, match=r"set_grad_checkpointing\(False\)"):
-        Explainer(model, texts=PROMPTS, tokenizer=Words(12, False)).explain(pixels("open_clip"))
+        Explainer(model, texts=PROMPTS, tokenizer=Words(12, False)).explain(pixels("open_clip"), target=0)

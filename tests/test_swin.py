@@ -123,5 +123,5 @@ def test_names_and_presets():
         explainer, preset = Explainer(build()), weights.transforms()
         assert explainer.labels == weights.meta["categories"]
         assert explainer.preprocessing.size == (preset.crop_size[0],) * 2
-        assert explainer.preprocessing.crop_pct == preset.crop_size[0] / preset.resize_size[0]
+        assert explainer.preprocessing.resize == (preset.resize_size[0],) * 2
         assert explainer.preprocessing.interpolation == preset.interpolation.value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from small_models import SIZE
 
 from vit_explain import Contrast, Explainer
 from vit_explain.errors import TargetError
@@ -50,6 +51,10 @@ def test_one_image_takes_a_list_of_classes():
         (-1, "class -1 does not exist"),
         ("tiger", "there is no class 'tiger'; near matches: tiger cat"),
         ("crane", "'crane' names 2 classes: 3, 4; give the number"),
+        ("--3", "there is no class '--3'"),
+        ("²", "there is no class '²'"),
+        ("9" * 5000, "there is no class '999"),
+        ("top" + "9" * 5000, "there is no class 'top999"),
         ("top9", "'top9': the model has 5 classes"),
         ("top0", "'top0': the model has 5 classes"),
         ([0, 1, 2], "3 targets were given for 2 images"),
@@ -99,3 +104,31 @@ def test_a_function_of_one_logit_is_that_class(vit, pixels):
     by_difference = explainer.explain(pixels, target=lambda logits: logits[:, 2] - logits[:, 0]).relevance
     np.testing.assert_array_equal(contrast, by_difference)
     assert np.abs(contrast - by_class).max() > 1e-4
+
+
+def test_an_error_in_a_target_function_is_told_with_its_name(vit):
+    pictures = torch.randn(10, 3, *SIZE)
+    classes = torch.arange(10) % 4
+
+    def own_class(output: torch.Tensor) -> torch.Tensor:
+        return output.gather(1, classes[:, None])[:, 0]
+
+    with pytest.raises(TargetError, match=r"the target function own_class failed with RuntimeError: .*for each"):
+        Explainer(vit).attribute(pictures, own_class, "gradcam")
+    each = [lambda output, number=int(number): output[:, number] for number in classes]
+    expected = Explainer(vit).attribute(pictures, classes, "gradcam")
+    torch.testing.assert_close(Explainer(vit).attribute(pictures, each, "gradcam"), expected)
+
+
+def test_a_target_function_may_run_out_of_memory(vit):
+    """Then fewer images are tried."""
+    lots: list[int] = []
+
+    def logit(output: torch.Tensor) -> torch.Tensor:
+        lots.append(len(output))
+        if len(output) > 2:
+            raise torch.cuda.OutOfMemoryError
+        return output[:, 1]
+
+    Explainer(vit).attribute(torch.randn(4, 3, *SIZE), logit, "gradcam")
+    assert lots == [4, 4, 2, 2]

@@ -69,6 +69,6 @@ def test_checkpoints(tmp_path):
 def test_models_as_objects():
     explainer = Explainer(example("torchvision"))
     assert explainer.labels is None and explainer.preprocessing.size == (40, 40)
-    assert explainer.preprocessing.crop_pct == 224 / 256
+    assert explainer.preprocessing.resize == (45, 45)  # as much larger as 256 is than 224
     with pytest.raises(ModelError, match="torchvision's MaxVit is not supported"):
         Explainer(models.maxvit_t(input_size=(224, 224)))

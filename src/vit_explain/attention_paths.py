@@ -63,7 +63,7 @@ def weighted_heads(layers: list[Layer], importance: Callable[[Layer], Tensor]) -
 
 def column_sums(layer: Layer, weights: Weights, rows: slice = ALL) -> Tensor:
     """``Σ_h Σ_i W[h, i, j]`` over heads and these queries: (B, M), without holding (B, H, N, M)."""
-    sums = torch.zeros(layer.shape[0], layer.shape[3], device=layer.device)
+    sums = torch.zeros(layer.shape[0], layer.shape[3], dtype=torch.float32, device=layer.device)
     if fuses(weights, layer):
         for images, _, fused in fused_blocks(layer, rows, weights, "mean", whole=False):
             sums[images] += layer.shape[1] * fused.sum(1)
@@ -75,7 +75,9 @@ def column_sums(layer: Layer, weights: Weights, rows: slice = ALL) -> Tensor:
 
 def fused_rows(layer: Layer, rows: slice, weights: Weights) -> Tensor:
     """``mean_h W`` of these queries: (B, rows, M)."""
-    found = torch.empty(layer.shape[0], rows.stop - rows.start, layer.shape[3], device=layer.device)
+    found = torch.empty(
+        layer.shape[0], rows.stop - rows.start, layer.shape[3], dtype=torch.float32, device=layer.device
+    )
     for images, part, fused in fused_blocks(layer, rows, weights, "mean", whole=False):
         found[images, part.start - rows.start : part.stop - rows.start] = fused
     return found
@@ -128,7 +130,11 @@ def reading(trace: Trace) -> tuple[Layer, slice, Tensor]:
     """
     if trace.pool is not None:
         queries = trace.pool.shape[2]
-        return trace.pool, slice(0, queries), torch.full((queries,), 1 / queries, device=trace.logits.device)
+        return (
+            trace.pool,
+            slice(0, queries),
+            torch.full((queries,), 1 / queries, dtype=torch.float32, device=trace.logits.device),
+        )
     return trace.layers[-1], trace.read_tokens, trace.read_row()[0, trace.read_tokens]
 
 
@@ -170,7 +176,7 @@ def integrated_gradient(trace: Trace, steps: int) -> Tensor:
     forward, and one backward from the head to that attention, no deeper.
     """
     batch, (_, rows, _) = len(trace.pixels), reading(trace)
-    points = torch.linspace(0, 1, steps, device=trace.pixels.device)
+    points = torch.linspace(0, 1, steps, dtype=torch.float32, device=trace.pixels.device)
     gradients, values = [], []
     for some in points.split(trace.inquiry.room):
         scaled = trace.pixels.float().unsqueeze(1) * some.view(1, -1, 1, 1, 1)

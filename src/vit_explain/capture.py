@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from .biases import BiasTap
-from .errors import CaptureError, TargetError
+from .compiled import as_written
+from .errors import CaptureError, ModelError, TargetError
 from .hooks import hooked
 from .matching import by_window
-from .modules import evaluation_mode, modules_of
+from .modules import evaluation_mode
 from .tap import AttentionTap
 from .types import Anatomy, Layer, Trace
 
@@ -46,9 +47,12 @@ def look(
     seen = Seen(None)
     gradient = "gradient" in needs or "graph" in needs
     with ExitStack() as stack:
-        stack.enter_context(evaluation_mode(model))
+        modules = stack.enter_context(evaluation_mode(model))
+        stack.enter_context(as_written(modules))
+        if gradient:
+            _check_run_once(modules)
         if gradient and pixels.device.type == "cpu":
-            _mend_batch_norms(stack, model)
+            _mend_batch_norms(stack, modules)
         if anatomy is not None:
             _watch_tokens(stack, model, seen, needs, anatomy, gradient)
         if "attention" in needs:
@@ -59,10 +63,35 @@ def look(
         if anatomy is not None and "biases" in needs:
             _watch_biases(stack, model, pixels, seen, anatomy)
         seen.output = model(pixels)
+    if anatomy is not None:
+        _check_complete(seen, needs, anatomy)
     return seen
 
 
-def _mend_batch_norms(stack: ExitStack, model: nn.Module) -> None:
+def _check_run_once(modules: Iterable[nn.Module]) -> None:
+    """A ``ModelError`` where blocks of timm's or open_clip's models run again in the backward; others' do in training
+    alone."""
+    if any(module.__dict__.get("grad_checkpointing") for module in modules):
+        raise ModelError(
+            "gradient checkpointing runs blocks again for the gradient, without what was recorded of their first run: "
+            "call model.set_grad_checkpointing(False) first"
+        )
+
+
+def _check_complete(seen: Seen, needs: Container[str], anatomy: Anatomy) -> None:
+    """A ``CaptureError`` where the model did not go through all modules that were watched."""
+    found = {"features": (int(seen.features is not None), 1)}
+    found["tokens"] = len(seen.tokens), len(anatomy.blocks) + 1
+    found["attended"] = len(seen.attended), len(anatomy.attended)
+    for what, (number, wanted) in found.items():
+        if what in needs and number != wanted:
+            raise CaptureError(
+                f"{what} were seen {number} times, but the model family says {wanted}: the model did not call all its "
+                "blocks as modules, or called some of them more than once"
+            )
+
+
+def _mend_batch_norms(stack: ExitStack, modules: Iterable[nn.Module]) -> None:
     """PyTorch (seen in 2.15, on processors) gets the gradient of batch normalisation wrong where one image's comes back
     with its channels last, as from code that makes tokens of a feature map."""
 
@@ -71,7 +100,7 @@ def _mend_batch_norms(stack: ExitStack, model: nn.Module) -> None:
             out.register_hook(Tensor.contiguous)
         return out
 
-    for part in modules_of(model):
+    for part in modules:
         if isinstance(part, nn.BatchNorm2d):
             stack.enter_context(hooked(part, after=mended))
 

@@ -32,7 +32,7 @@ def grams(layer: Layer, projection: Tensor, tokens: Tensor | None = None) -> Ten
     """``G_j = u_j u_jᵀ``, (B, M, H, H); with tokens x (B, M, D), x_j is one more vector, the last: (B, M, H+1, H+1)."""
     batch, heads, _, keys = layer.shape
     vectors_each = heads + (tokens is not None)
-    gram = torch.empty(batch, keys, vectors_each, vectors_each, device=layer.device)
+    gram = torch.empty(batch, keys, vectors_each, vectors_each, dtype=torch.float32, device=layer.device)
     step = max(1, 4 * block_elements(layer.device) // (heads * len(projection)))
     for image in range(batch):
         for first in range(0, keys, step):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +42,7 @@ RESHAPED = {
     Tensor.squeeze,
     Tensor.unsqueeze,
 }
+RANKS = (3, 4, 5)  # dimensions of weights: (B·H, N, M), (B, H, N, M), and with windows apart
 PRODUCTS_BY_ENTRY = {Tensor.__mul__, Tensor.__rmul__, Tensor.mul, torch.mul}
 ARITHMETIC = {
     *(getattr(Tensor, f"__{name}__") for name in ("add", "radd", "truediv", "itruediv")),
@@ -55,7 +56,8 @@ ARITHMETIC = {
 
 @dataclass(frozen=True)
 class Product:
-    """Weights times values, in the shapes that ``types.Layer`` has; and the product's own shape from and to these."""
+    """Weights times values, in the shapes that ``types.Layer`` has, or with windows in a dimension of their own; and
+    the product's own shape from and to these."""
 
     weights: Tensor  # (B, H, N, M)
     values: Tensor  # (B, H, M, Dv)
@@ -77,12 +79,11 @@ class _Form:
 class Eager:
     """Follows the results of softmax to the products that they are the weights of, if to any.
 
-    ``images``: B, to part images from heads where code has both in one dimension, (B·H, N, M). ``ranks``: how many
-    dimensions weights may have.
+    ``images``: B, to part images from heads where code has both in one dimension, (B·H, N, M).
     """
 
-    def __init__(self, images: int = 1, *, ranks: Container[int] = (3, 4)) -> None:
-        self.images, self.ranks = images, ranks
+    def __init__(self, images: int = 1) -> None:
+        self.images = images
         self._forms: list[_Form] = []
         self._softmaxes = 0
         self._awaited: set[int] = set()  # softmaxes over keys that no product, and no gate, was made of so far
@@ -114,7 +115,7 @@ class Eager:
     def _begin(self, args: Sequence[Any], kwargs: Mapping[str, Any], result: Tensor) -> None:
         # Others of its size may be added to it; what has another size is of no use any more.
         self._forms = [form for form in self._forms if form.tensor.shape == result.shape]
-        if result.ndim not in self.ranks:
+        if result.ndim not in RANKS:
             return
         self._softmaxes += 1
         self._forms.append(_Form(result, frozenset({self._softmaxes})))
@@ -219,7 +220,7 @@ class Eager:
     ) -> Product | None:
         """``*_order``: which dimensions of the values, the product and the weights are (B, H, ...) or (B·H, ...)."""
         merged = weights.ndim == 3
-        if weights.ndim not in self.ranks or values.ndim != weights.ndim or (merged and len(weights) % self.images):
+        if weights.ndim not in RANKS or values.ndim != weights.ndim or (merged and len(weights) % self.images):
             return None
         back = [order.index(place) for place in range(len(order))]
 

@@ -92,8 +92,10 @@ class Explainer:
 
         ``images``: a path, PIL image or uint8 array (H, W, 3), a list of these, or an already preprocessed float
         tensor (C, H, W) or (B, C, H, W). ``method``: by default attention rollout without a target, and gradient
-        rollout with one; "best": see ``best``. ``target``: see ``targets.spread``; class-specific
-        methods explain "top1" without one. ``progress``: called as ``progress(done, total)`` by methods that take many
+        rollout with one; "best": see ``best``. ``target``: a class number or label, "top1",
+        a ``Contrast``, a function of the model's output that returns one number an image, or a list of these, see
+        ``targets.spread``; class-specific methods explain "top1" without one. A function is called for a lot of the
+        images at a time, on a processor 8. ``progress``: called as ``progress(done, total)`` by methods that take many
         forwards; what it raises ends them.
         """
         began = time.perf_counter()

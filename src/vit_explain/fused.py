@@ -75,13 +75,14 @@ def fused_mean(layer: Layer, images: slice, rows: slice, weights: Fusable) -> Te
     assert layer.q is not None and layer.k is not None
     gradient = weights.kind != "attention"
     shares = None if weights.shares is None else weights.shares[layer.name][images]
-    return mean_over_heads(
-        layer.q.detach()[images, :, rows],
-        layer.k.detach()[images],
-        layer.grad_out[images, :, rows] if gradient and layer.grad_out is not None else None,
-        layer.v.detach()[images] if gradient and layer.v is not None else None,
-        layer.scale,
-        weights.kind,
-        shares,
-        PRECISION,
-    )
+    with torch.cuda.device_of(layer.q):  # Triton starts kernels on the current device, which may be another one
+        return mean_over_heads(
+            layer.q.detach()[images, :, rows],
+            layer.k.detach()[images],
+            layer.grad_out[images, :, rows] if gradient and layer.grad_out is not None else None,
+            layer.v.detach()[images] if gradient and layer.v is not None else None,
+            layer.scale,
+            weights.kind,
+            shares,
+            PRECISION,
+        )

@@ -27,7 +27,7 @@ def of_patches(trace: Trace, layer: int, head: Head, measure: Measure, method: s
     batch, heads, queries, _ = call.shape
     if not isinstance(head, str):
         head = nth(head, heads, method, "head")
-    found = torch.empty(batch, queries, device=call.device)
+    found = torch.empty(batch, queries, dtype=torch.float32, device=call.device)
     for images, rows in call.blocks(ALL, slice(trace.anatomy.prefix, queries)):
         numbers = measure(call.attention(images, rows), rows)
         found[images, rows] = one_head(numbers, head)

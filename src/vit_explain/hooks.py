@@ -1,13 +1,13 @@
 """Functions around a module's forward, for this thread and this ``with`` block only.
 
-``register_forward_hook`` changes a dictionary that another thread may be walking through, and its hooks run for every
-thread. Here the dictionary is replaced by a copy, which no walk notices, and a hook runs for the thread that set it.
+Hooks of ``register_forward_hook`` run for every thread; these run for the thread that set them alone. They go into the
+module's own dictionaries, which users' handles refer to. A module unpacks its hooks before it calls the first, so that
+no other thread's forward notices when they change.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,8 +16,6 @@ from torch import nn
 
 Before = Callable[[Any], Any]  # the first positional argument -> what takes its place
 After = Callable[[Any], Any]  # the output -> what takes its place
-
-_LOCK = threading.Lock()
 
 
 @contextmanager
@@ -35,18 +33,11 @@ def hooked(module: nn.Module, *, before: Before | None = None, after: After | No
             return None
         return (after(output[0]), *output[1:]) if type(output) is tuple else after(output)
 
-    key = object()
-    _replace(module, "_forward_pre_hooks", lambda hooks: hooks.__setitem__(key, pre_hook))
-    _replace(module, "_forward_hooks", lambda hooks: hooks.__setitem__(key, hook))
+    key = object()  # PyTorch's own keys are counted up, and two threads might get the same
+    module._forward_pre_hooks[key] = pre_hook  # pyright: ignore[reportArgumentType]
+    module._forward_hooks[key] = hook  # pyright: ignore[reportArgumentType]
     try:
         yield
     finally:
-        _replace(module, "_forward_pre_hooks", lambda hooks: hooks.__delitem__(key))
-        _replace(module, "_forward_hooks", lambda hooks: hooks.__delitem__(key))
-
-
-def _replace(module: nn.Module, name: str, change: Callable[[OrderedDict[Any, Any]], None]) -> None:
-    with _LOCK:
-        hooks = OrderedDict(module.__dict__[name])
-        change(hooks)
-        module.__dict__[name] = hooks
+        del module._forward_pre_hooks[key]  # pyright: ignore[reportArgumentType]
+        del module._forward_hooks[key]  # pyright: ignore[reportArgumentType]

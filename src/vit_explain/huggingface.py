@@ -273,12 +273,8 @@ def preprocessing_of(processor: dict[str, Any], size: tuple[int, int]) -> Prepro
     """
     resized = _sides(processor.get("size")) if processor.get("do_resize", True) else ()
     cut = _sides(processor.get("crop_size")) if processor.get("do_center_crop", False) else ()
-    if len(resized) == 2:  # both sides, whatever the picture's shape
-        final = cut or resized
-        crop_pct, mode = final[0] / resized[0], "squash"
-    else:
-        final = cut or size
-        crop_pct, mode = min(final) / resized[0] if resized else 1.0, "center"
+    mode = "squash" if len(resized) == 2 else "center"  # both sides, whatever the picture's shape, or the shorter one
+    final = cut or (resized if len(resized) == 2 else size)
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if processor.get("do_normalize", True):
         mean, std = processor.get("image_mean") or HALF, processor.get("image_std") or HALF
@@ -290,8 +286,10 @@ def preprocessing_of(processor: dict[str, Any], size: tuple[int, int]) -> Prepro
         mean=tuple(one / factor for one in mean),
         std=tuple(one / factor for one in std),
         interpolation="bicubic" if resample is None else Image.Resampling(int(resample)).name.lower(),
-        crop_pct=crop_pct,
+        # Where nothing is cut the model is given all; here it is the part that has the model's size.
+        crop_pct=min(final) / resized[0] if len(resized) == 1 and not cut else 1.0,
         crop_mode=mode,
+        resize=(resized[0], resized[-1]) if cut and resized else None,
     )
 
 

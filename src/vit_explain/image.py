@@ -31,8 +31,9 @@ class Preprocessing:
     """How a model wants its pictures, in the words of timm's data configuration.
 
     ``size`` is (h, w) in pixels; ``mean`` and ``std`` are per RGB channel for pixels in [0, 1]. The picture is resized
-    to ``size / crop_pct`` and cut or padded to ``size``: ``center`` fits the shorter side (the rest is cut off),
-    ``squash`` fits both sides (the shape changes), ``border`` fits the longer side (mean colour fills the rest).
+    to ``resize``, (h, w) in pixels, or else to ``size / crop_pct``, rounded down, and cut or padded to ``size``:
+    ``center`` fits the shorter side (the rest is cut off), ``squash`` fits both sides (the shape changes), ``border``
+    fits the longer side (mean colour fills the rest).
     """
 
     size: tuple[int, int]
@@ -41,6 +42,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
     crop_mode: str = "center"
+    resize: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
@@ -57,6 +59,18 @@ class Preprocessing:
             raise OptionError(f"unknown crop_mode {self.crop_mode!r}; {near(self.crop_mode, CROP_MODES)}")
         if not 0 < self.crop_pct < math.inf:
             raise OptionError(f"crop_pct must be above zero, usually between 0.8 and 1, not {self.crop_pct}")
+        if self.resize is not None and (len(self.resize) != 2 or min(self.resize) < 1 or self.crop_pct != 1):
+            raise OptionError(
+                f"resize must be a height and a width of at least one pixel, in place of crop_pct, not {self.resize} "
+                f"beside crop_pct={self.crop_pct:g}"
+            )
+
+    @property
+    def resized(self) -> tuple[int, int]:
+        """Pixels (h, w) that the picture is fitted to before it is cut."""
+        if self.resize is not None:
+            return self.resize
+        return math.floor(self.size[0] / self.crop_pct), math.floor(self.size[1] / self.crop_pct)
 
     @property
     def black(self) -> tuple[float, ...]:
@@ -163,8 +177,7 @@ def _linear(where: NDArray[np.float64], cells: int) -> NDArray[np.float32]:
 
 def plan(original: tuple[int, int], preprocessing: Preprocessing) -> Geometry:
     """Geometry of a picture of (H, W) pixels under a preprocessing, rounded just as timm and torchvision round."""
-    (height, width), (h, w) = original, preprocessing.size
-    goal = math.floor(h / preprocessing.crop_pct), math.floor(w / preprocessing.crop_pct)
+    (height, width), (h, w), goal = original, preprocessing.size, preprocessing.resized
     if preprocessing.crop_mode == "squash":
         resized = goal
     elif preprocessing.crop_mode == "center" and goal[0] == goal[1]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .capture import differentiate, look
+from .compiled import as_written
 from .errors import ModelError, OptionError
 from .family import Family
 from .hooks import hooked
@@ -74,6 +75,12 @@ class Subject:
         if self.anatomy.plan is not None and (unknown := needs & {"values", "tokens", "attended", "biases"}):
             raise ModelError(f"{self.anatomy.plan.reason}: {', '.join(sorted(unknown))} of its blocks are not known")
         gradient = bool(needs & {"gradient", "graph"})
+        first = next(self.model.parameters(), None)
+        if gradient and first is not None and first.is_inference():
+            raise ModelError(
+                f"{self.family.name(self.model)} was made inside torch.inference_mode(), so nothing can be "
+                "differentiated through it: make it outside, or give copy.deepcopy(model), made outside"
+            )
         with torch.set_grad_enabled(gradient), within or nullcontext():
             if "pixels" in needs:
                 pixels = pixels.detach().requires_grad_()
@@ -141,12 +148,12 @@ class Subject:
         tokens; ``of`` (R,) says which picture each row is of, by default the one or only one. Pictures are made into
         tokens once.
         """
-        with evaluation_mode(self.model):
+        with evaluation_mode(self.model) as modules:
             if keep is None:
                 output = self.model(pixels)
             else:
                 drop = self._dropping(keep, of)
-                with hooked(self.model.get_submodule(self.anatomy.blocks[0]), before=drop):
+                with as_written(modules), hooked(self.model.get_submodule(self.anatomy.blocks[0]), before=drop):
                     output = self.model(pixels)
         logits = self.family.logits(output)
         if not finite(logits):
@@ -215,7 +222,7 @@ class ModelInquiry:
 
     def probe(self, pixels: Tensor, keep: Tensor | None = None, *, probability: bool = True) -> Tensor:
         number = len(pixels) if keep is None else len(keep)
-        values = torch.empty(number, device=pixels.device)
+        values = torch.empty(number, dtype=torch.float32, device=pixels.device)
         columns = [self._repeated(column, number) for column in self.columns or ((),)]
         # Rows of one forward must keep equally many patches.
         counts = torch.zeros(number, dtype=torch.long) if keep is None else keep.sum(1).cpu()
@@ -245,7 +252,7 @@ class ModelInquiry:
         return torch.stack([score(column, scores, output) for column in columns])
 
     def lens(self, tokens: Tensor) -> Any:
-        with evaluation_mode(self.subject.model):
+        with evaluation_mode(self.subject.model) as modules, as_written(modules):
             return self.subject.family.lens(self.subject.model, tokens)
 
     def value(self, output: Any, *, probability: bool = False) -> Tensor:

@@ -64,7 +64,7 @@ def inspect(explainer: Explainer) -> Inspection:
         input=how.size,
         mean=how.mean,
         std=how.std,
-        resize=f"{how.crop_mode}, crop {how.crop_pct:g}, {how.interpolation}",
+        resize=f"{how.crop_mode}, resized to {how.resized[0]}×{how.resized[1]}, {how.interpolation}",
         classes=explainer.family.classes(explainer.plain),
         labels=explainer.labels,
         attention=_runs(layers),

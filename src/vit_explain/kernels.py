@@ -30,7 +30,7 @@ def mean_over_heads(
     g, w = (q, k) if gradient is None or v is None else (gradient, v)
     out = torch.empty(batch, n, m, device=q.device, dtype=torch.float32)
     sums = torch.empty(batch, heads, n, device=q.device, dtype=torch.float32)
-    each = torch.ones(1, device=q.device) if shares is None else shares.float().contiguous()
+    each = torch.ones(1, dtype=torch.float32, device=q.device) if shares is None else shares.float().contiguous()
     wide, wide_g = max(16, triton.next_power_of_2(d)), max(16, triton.next_power_of_2(g.shape[-1]))
     if kind not in ("positive gradient", "guided"):
         grid = (triton.cdiv(n, TILE), batch * heads)

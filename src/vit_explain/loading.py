@@ -34,7 +34,10 @@ def load_model(
         # What ends with a star stands for all that begin so; the part after a dot says which weights.
         beginnings = tuple(one[:-1] for one in known if one.endswith("*"))
         if name in known or name.split(".")[0] in known or name.startswith(beginnings):
-            return family.load(name, file).to(parse_device(device))
+            with torch.inference_mode(
+                False
+            ):  # whatever mode the caller is in: it would be that of the weights for good
+                return family.load(name, file).to(parse_device(device))
     raise ModelError(f"there is no model {name!r}; {near(name, list_models())}")
 
 

@@ -30,8 +30,10 @@ def match(layers: list[Layer], anatomy: Anatomy) -> tuple[list[Layer], Layer | N
     tokens = anatomy.prefix + patches
     for name, layer in zip((*anatomy.blocks, "attn_pool"), layers, strict=False):
         layer.name = name
-        if layer.q is not None and layer.q.ndim != 4:
-            raise CaptureError(f"{name}: attention over {tuple(layer.q.shape)} queries; (B, heads, N, D) was expected")
+        known = layer.probabilities if layer.q is None else layer.q
+        if known is not None and known.ndim != 4:
+            what = "weights" if layer.q is None else "queries"
+            raise CaptureError(f"{name}: attention with {tuple(known.shape)} {what}; (B, heads, N, …) was expected")
         queries, keys = layer.shape[2:]
         fits = keys in (tokens, patches) if name == "attn_pool" else queries + layer.dropped == keys == tokens
         if not fits:
@@ -57,8 +59,8 @@ def _match_plan(layers: list[Layer], plan: Plan) -> list[Layer]:
     placed = [(layer, place) for layer, place in zip(layers, plan.places, strict=True) if place is not None]
     for number, (layer, place) in enumerate(placed):
         layer.name, layer.place = f"attention {number}", place.to(layer.device)
-        layer.q, layer.k, layer.v = (
-            None if one is None else by_window(one, place) for one in (layer.q, layer.k, layer.v)
+        layer.q, layer.k, layer.v, layer.probabilities = (
+            None if one is None else by_window(one, place) for one in (layer.q, layer.k, layer.v, layer.probabilities)
         )
         if layer.bias is not None and place.windows_first and layer.bias.ndim == 4:
             layer.bias = by_window(layer.bias, place)

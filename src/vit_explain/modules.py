@@ -8,7 +8,10 @@ from contextlib import contextmanager
 
 from torch import nn
 
-_TRAINING_LOCK = threading.RLock()
+_LOCK = threading.Lock()
+_HELD: dict[
+    nn.Module, int
+] = {}  # modules that are in training mode otherwise, and how many threads keep them out of it
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
@@ -25,17 +28,36 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode; the flag of each is put back afterwards, also when something raises."""
-    if not any(module.training for module in modules_of(model)):
-        yield
-        return
-    with _TRAINING_LOCK:
-        training = [module for module in modules_of(model) if module.training]
-        for module in training:
+def evaluation_mode(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Every module in eval mode; the flag of each is put back afterwards, also when something raises.
+
+    Gives ``modules_of`` the model. Several threads may be inside: flags are put back when the last of them leaves.
+    """
+    modules = modules_of(model)
+    with _LOCK:
+        held = [module for module in modules if module.training or module in _HELD]
+        for module in held:
             module.training = False
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+            _HELD[module] = _HELD.get(module, 0) + 1
+    try:
+        yield modules
+    finally:
+        with _LOCK:
+            for module in held:
+                _HELD[module] -= 1
+            _train([module for module in held if not _HELD[module]])
+
+
+def _train(modules: list[nn.Module]) -> None:
+    """Put these modules, and no others, back into training mode."""
+    for module in modules:
+        del _HELD[module]
+    # Some attentions keep biases in eval mode and forget them in ``train`` (timm's LeViT, TinyViT, EfficientFormer).
+    own = [module for module in modules if type(module).train is not nn.Module.train]
+    flags = {part: part.training for module in own for part in modules_of(module)}
+    for module in own:
+        module.train()
+    for part, training in flags.items():
+        part.training = training
+    for module in modules:
+        module.training = True

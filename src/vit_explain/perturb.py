@@ -80,7 +80,7 @@ def answers(trace: Trace, keep: Tensor, fill: Fill, *, probability: bool = True)
     keep = keep.to(trace.pixels.device)
     plans = [_plan(trace, one, fill) for one in (keep.unsqueeze(0) if keep.ndim == 3 else keep)]
     plans *= len(trace.pixels) // len(plans)
-    found = [torch.empty(len(plan.kept), device=keep.device) for plan in plans]
+    found = [torch.empty(len(plan.kept), dtype=torch.float32, device=keep.device) for plan in plans]
     pictures = trace.pixels.split(1)
     behind = (
         [] if fill == "drop" else [backdrop(trace.anatomy, trace.inquiry.black, picture, fill) for picture in pictures]

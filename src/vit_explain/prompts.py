@@ -37,7 +37,7 @@ class Prompted(nn.Module):
         if not compares(model):
             raise ModelError(f"{type(model).__name__} does not compare pictures with texts: leave the texts out")
         tokenizer = tokenizer or TOKENIZERS.get(model) or _tokenizer_of(model)
-        with evaluation_mode(model), torch.no_grad():
+        with evaluation_mode(model), torch.inference_mode(False), torch.no_grad():
             features = F.normalize(_text_features(model, tokenizer, self.prompts).float(), dim=-1)
         self.model = model
         self.training = model.training

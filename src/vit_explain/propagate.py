@@ -99,7 +99,7 @@ def _roll_out_placed(
     alone = len(calls) == 1
     # What a row is divided by is known once all calls are; of a single one, while it goes by.
     left = row if alone else row / (_row_sums(calls, row, weights, fusion, discard_ratio) + 1)
-    below = torch.zeros(len(row), calls[0].place.entering, device=row.device)  # type: ignore[union-attr]
+    below = torch.zeros(len(row), calls[0].place.entering, dtype=torch.float32, device=row.device)  # type: ignore[union-attr]
     for layer in calls:
         shares = windowed(layer, left)
         given = shares.new_zeros(len(shares), layer.shape[3])
@@ -142,7 +142,7 @@ def fused_blocks(
             if fusion == "mean" and fuses(weights, layer):
                 yield images, part, fused_mean(layer, images, part, weights)
                 continue
-            fused = torch.empty(images.stop - start, part.stop - top, m, device=layer.device)
+            fused = torch.empty(images.stop - start, part.stop - top, m, dtype=torch.float32, device=layer.device)
             for some, few in layer.blocks(images, part):
                 place = fused[some.start - start : some.stop - start, few.start - top : few.stop - top]
                 fuse(weights(layer, some, few), fusion, out=place)
@@ -177,7 +177,7 @@ def legacy_roll_out(
         raise OptionError(
             "legacy reads the class token's row, as the original script did; this model has no class token"
         )
-    row = torch.zeros(len(trace.pixels), trace.length, device=trace.logits.device)
+    row = torch.zeros(len(trace.pixels), trace.length, dtype=torch.float32, device=trace.logits.device)
     row[:, 0] = 1
     for layer in reversed(trace.layers):
         below = torch.empty_like(row)
@@ -188,7 +188,7 @@ def legacy_roll_out(
             flat.scatter_(1, lowest, 0.0)
             if keep_first:
                 flat[:, 0] = first
-            halved = (fused + torch.eye(fused.shape[-1], device=fused.device)) / 2
+            halved = (fused + torch.eye(fused.shape[-1], dtype=torch.float32, device=fused.device)) / 2
             below[images] = (row[images].unsqueeze(1) @ (halved / halved.sum(-1).unsqueeze(1))).squeeze(1)
         row = below
     return row

@@ -40,7 +40,6 @@ Level = Literal["patches", "pixels"]
 Gamma = Annotated[float, Range(0.0, 1000.0)]
 Epsilon = Annotated[float, Range(0.0, 1000.0)]
 
-RANKS = (3, 4, 5)  # dimensions of attention: (B·H, N, M), (B, H, N, M), and with windows apart
 PRODUCT = (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__)
 SUM = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
 GATES = (torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.erf, Tensor.erf)
@@ -84,7 +83,7 @@ class Rules(TorchFunctionMode):
         self.linear_gamma, self.conv_gamma, self.epsilon = linear_gamma, conv_gamma, epsilon
         self._identity = activation is not None
         self._uniform = attention == "uniform"
-        self._eager = Eager(ranks=RANKS)
+        self._eager = Eager()
         self._activated: Tensor | None = None  # what the last activation returned
         self._tanh: Tensor | None = None  # and the last tanh
         self._rules: dict[Any, Callable[..., Any]] = {WHOLE: self._opened}
@@ -127,7 +126,7 @@ class Rules(TorchFunctionMode):
 
     def __exit__(self, *exception: Any) -> None:
         lost = self._eager.unpaired
-        self._eager, self._activated, self._tanh = Eager(ranks=RANKS), None, None  # they would keep the graph alive
+        self._eager, self._activated, self._tanh = Eager(), None, None  # they would keep the graph alive
         super().__exit__(*exception)
         if lost and exception[0] is None:
             raise ModelError(

@@ -19,7 +19,8 @@ def own_seed(image: Tensor, seed: int) -> int:
 
 def fingerprint(rows: Tensor) -> tuple[float, ...]:
     """A number a row, the same for the same rows and, but for a chance of some 1e-15, for no others."""
-    flat = rows.detach().flatten(1).double()
+    flat = rows.detach().flatten(1)
+    flat = (flat.cpu() if flat.device.type == "mps" else flat).double()  # Apple's devices have no double precision
     return tuple((flat @ _directions(flat.shape[1], flat.device)).tolist())
 
 

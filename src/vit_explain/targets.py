@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import TargetError, near
+from .errors import TargetError, VitExplainError, near, reason
 from .labels import Names
 
 MIXED = "functions, contrasts and classes cannot be mixed in one batch: explain them separately"
-MOST_TOP = re.compile(r"top[-_ ]?(\d+)")
+MOST_TOP = re.compile(r"top[-_ ]?([0-9]{1,9})")
+NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ def spread(target: Any, images: int) -> list[list[Any]]:
     ``target``: a class number or label, ``"top1"`` (``"topK"`` for the K best), a ``Contrast``, a function of the
     model's output that returns one number an image, a list with one of these an image or, for one image, of K; for
     several images with K targets each, a list of lists.
+
+    A function gets the output for a lot of the images, not for all: on a processor 8, fewer the last time. What it does
+    must not depend on which of them these are; for that, give a list with a function an image.
     """
     if isinstance(target, (np.ndarray, Tensor)):
         target = target.tolist()
@@ -97,7 +101,7 @@ def _returned(targets: Sequence[Target], output: Any) -> Tensor:
             raise TargetError(MIXED)
         if id(function) in values:
             continue
-        found = function(output)
+        found = _called(function, output)
         if not isinstance(found, Tensor) or found.shape != (len(targets),):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise TargetError(f"the target function must return one number an image, ({len(targets)},), not {shape}")
@@ -107,9 +111,21 @@ def _returned(targets: Sequence[Target], output: Any) -> Tensor:
     return torch.stack(list(values.values()))[which, range(len(targets))]
 
 
+def _called(function: Callable[[Any], Any], output: Any) -> Any:
+    try:
+        return function(output)
+    except (VitExplainError, torch.cuda.OutOfMemoryError):  # of the latter, fewer images are tried
+        raise
+    except Exception as error:
+        raise TargetError(
+            f"the target function {_name(function)} failed with {type(error).__name__}: {reason(error)} (it gets the "
+            "output for a lot of the images, not for all of them; where images differ, give a function for each)"
+        ) from error
+
+
 def class_number(given: int | str, classes: int, labels: Sequence[str] | None) -> int:
     """Number of a class given by number, by label, or by one of a label's comma-separated synonyms."""
-    if isinstance(given, str) and not given.strip().lstrip("-").isdigit():
+    if isinstance(given, str) and not NUMBER.fullmatch(given.strip()):
         return _label_number(given, labels)
     number = int(given)
     if not 0 <= number < classes:
@@ -122,11 +138,15 @@ def label_of(number: int, labels: Sequence[str] | None) -> str:
     return labels[number] if labels is not None else f"class {number}"
 
 
+def _name(function: Callable[[Any], Any]) -> str:
+    return getattr(function, "__name__", "function")
+
+
 def _expand(
     target: Any, image: int, classes: int, best: Callable[[int], list[list[int]]], labels: Sequence[str] | None
 ) -> list[Target]:
     if callable(target):
-        return [Target(getattr(target, "__name__", "function"), function=target)]
+        return [Target(_name(target), function=target)]
     if isinstance(target, Contrast):
         for_, against = (class_number(c, classes, labels) for c in (target.positive, target.negative))
         if for_ == against:

@@ -29,6 +29,7 @@ except (ImportError, RuntimeError) as error:
     ) from error
 
 BUNDLED = "bundled"
+NORMS = ("attns.0.norm", "in_norm", "norm1")  # what blocks of Vision Transformers call the norm before attention
 # Where timm's models keep the last layer.
 HEADS = ("head.weight", "head.fc.weight", "head.l.weight", "head.1.fc.weight")
 # Names of Vision Transformers whose blocks hold two attentions, and what these are made of.
@@ -93,17 +94,20 @@ class Timm(Placed):
             remembers=remembers,
         )
 
-    def unplaced(self, model: Any, shape: tuple[int, int, int], reason: str) -> Anatomy:
+    def unplaced(self, model: Any, shape: tuple[int, int, int], reason: str, *, padded: bool = True) -> Anatomy:
         """The anatomy of a picture classifier of whose attention nothing is read, for this reason; what timm says of
-        its last feature map is all that is known."""
+        its last feature map is all that is known. ``padded``: whether what is left of a side makes a cell as well."""
         self.check_channels(model, shape[0])
         last = model.feature_info[-1]
-        grid = -(-shape[1] // last["reduction"]), -(-shape[2] // last["reduction"])
+        stride = last["reduction"]
+        rest = stride - 1 if padded else 0
+        grid = (shape[1] + rest) // stride, (shape[2] + rest) // stride
         return laid_out(
             (shape[1], shape[2]),
             grid,
             (),
             grid,
+            covers=None if padded else (grid[0] * stride, grid[1] * stride),
             readout=Readout(patches=True),
             features=last["module"],
             reason=reason,
@@ -117,6 +121,18 @@ class Timm(Placed):
             return None
         size = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "img_size", None)
         return size if isinstance(size, tuple) else None
+
+    def grid_of(self, model: Any, embed: Any, size: tuple[int, int]) -> Grid:
+        """Patches (rows, columns) that a dynamic patch embedding makes of a picture; ``ModelError`` where of none."""
+        patch = embed.patch_size
+        fits = embed.img_size is None or getattr(embed, "dynamic_img_pad", False)
+        if not fits and any(side % length for side, length in zip(size, patch, strict=True)):
+            raise ModelError(
+                f"{self.name(model)} takes sides that patches of {patch[0]}x{patch[1]} pixels divide, not "
+                f"{size[0]}x{size[1]}; timm.create_model(..., dynamic_img_pad=True) pads others"
+            )
+        rows, columns = embed.dynamic_feat_size(size)
+        return rows, columns
 
     def check_channels(self, model: Any, channels: int) -> None:
         """``ModelError`` where the model was built for other inputs."""
@@ -149,10 +165,11 @@ class Timm(Placed):
     def preprocessing(self, model: Any) -> Preprocessing:
         config = resolve_data_config({}, pretrained_cfg=config_of(model), model=model)
         size = tuple(self.built_for(model) or config["input_size"][1:])
+        mean, std = (tuple(config[name]) for name in ("mean", "std"))
         return Preprocessing(
             size=(size[0], size[1]),
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
+            mean=mean * 3 if len(mean) == 1 else mean,  # of models of one channel
+            std=std * 3 if len(std) == 1 else std,
             interpolation=config["interpolation"],
             crop_pct=config["crop_pct"],
             crop_mode=config["crop_mode"],

@@ -57,12 +57,13 @@ class Torchvision(ABC):
     def preprocessing(self, model: Any) -> Preprocessing:
         preset = self._known(model).transforms()
         size = self.input_size(model, preset)
+        cut, resized = preset.crop_size[0], preset.resize_size[0]
         return Preprocessing(
             size=size,
             mean=tuple(preset.mean),
             std=tuple(preset.std),
             interpolation=preset.interpolation.value,
-            crop_pct=preset.crop_size[0] / preset.resize_size[0],
+            resize=(size[0] * resized // cut, size[1] * resized // cut),
         )
 
     def _known(self, model: Any) -> Any:

@@ -179,8 +179,9 @@ def _products(left: Tensor, right: Tensor, scale: float) -> Tensor:
     left, right = left.float(), right.float()
     # One image's q is a view into a larger buffer that batched products take as it is; several images' would be copied.
     left, right = (left[0], right[0]) if b == 1 else (left.flatten(0, 1), right.flatten(0, 1))
-    ignored = left.new_empty(1, 1, 1)
-    return torch.baddbmm(ignored, left, right.transpose(1, 2), beta=0, alpha=scale).view(b, h, n, right.shape[1])
+    out = left.new_empty(b * h, n, right.shape[1])
+    # In place, which a caller's autocast leaves alone.
+    return out.baddbmm_(left, right.transpose(1, 2), beta=0, alpha=scale).view(b, h, n, right.shape[1])
 
 
 @dataclass(frozen=True)
@@ -314,7 +315,7 @@ class Trace:
     def read_row(self) -> Tensor:
         """Weights (B, N), summing to one, that the head gives the last block's tokens; without a pooling attention."""
         readout, prefix = self.anatomy.readout, self.anatomy.prefix
-        row = torch.zeros(len(self.pixels), self.length, device=self.logits.device)
+        row = torch.zeros(len(self.pixels), self.length, dtype=torch.float32, device=self.logits.device)
         row[:, list(readout.tokens)] = 1
         if readout.patches:
             # A half of the row is the tokens', whatever the number of patches.

@@ -29,7 +29,7 @@ def attcat(trace: Trace, *, attentive: bool = True) -> Tensor:
     ``a^l_i`` the mean of ``A^l[h, j, i]`` over heads h and queries j. ``attentive``: false leaves a^l out, which is the
     paper's CAT. The authors' code is for language models; it too takes what enters the blocks.
     """
-    found = torch.zeros(len(trace.pixels), trace.length, device=trace.logits.device)
+    found = torch.zeros(len(trace.pixels), trace.length, dtype=torch.float32, device=trace.logits.device)
     for number, layer in enumerate(trace.layers):
         impact = trace.impact(number)
         if attentive:

@@ -52,7 +52,11 @@ def attention(
     call, rows, shares = reading(trace)
     if query != "readout":
         token = _token(trace, query)
-        call, rows, shares = trace.layers[number], slice(token, token + 1), torch.ones(1, device=shares.device)
+        call, rows, shares = (
+            trace.layers[number],
+            slice(token, token + 1),
+            torch.ones(1, dtype=torch.float32, device=shares.device),
+        )
     elif trace.pool is None:
         call = trace.layers[number]
     elif number != len(trace.layers) - 1:
@@ -62,7 +66,7 @@ def attention(
         )
     if not isinstance(head, str):
         head = nth(head, call.shape[1], "attention", "head")
-    found = torch.zeros(call.shape[0], call.shape[3], device=call.device)
+    found = torch.zeros(call.shape[0], call.shape[3], dtype=torch.float32, device=call.device)
     for images, part in call.blocks(rows=rows):
         weights = shares[part.start - rows.start : part.stop - rows.start]
         found[images] += weights @ one_head(call.attention(images, part), head)
@@ -76,7 +80,7 @@ def _placed(trace: Trace, number: int, head: Head, query: tuple | int | str) -> 
     layer = trace.layers[number]
     assert layer.place is not None
     chosen = nth(head, layer.shape[1], "attention", "head") if isinstance(head, int) else None
-    row = torch.zeros(len(trace.pixels), layer.place.leaving, device=layer.device)
+    row = torch.zeros(len(trace.pixels), layer.place.leaving, dtype=torch.float32, device=layer.device)
     asking = [token for token in trace.anatomy.readout.tokens if (layer.place.queries == token).any()]
     row[:, asking or slice(trace.anatomy.plan.prefix, None)] = 1
 

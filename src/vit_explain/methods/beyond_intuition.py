@@ -62,8 +62,8 @@ def beyond_intuition(
     weights = weighted_heads(calls, _importance) if variant == "head" else _by_tokens(trace, start)
     layer, rows, shares = reading(trace)
     if trace.pool is None:
-        own = torch.zeros(rows.stop - rows.start, trace.length, device=trace.logits.device)
-        own[:, rows] = torch.eye(rows.stop - rows.start, device=own.device)
+        own = torch.zeros(rows.stop - rows.start, trace.length, dtype=torch.float32, device=trace.logits.device)
+        own[:, rows] = torch.eye(rows.stop - rows.start, dtype=torch.float32, device=own.device)
         states = own.repeat(len(trace.pixels), 1, 1)
     else:
         states = on_tokens(trace, fused_rows(layer, rows, weights))
@@ -76,11 +76,11 @@ def _importance(layer: Layer) -> Tensor:
     """``mean |A_hᵀ ∂y/∂A_h|`` over all M×M entries: (B, H); as ``(A_hᵀ ∂y/∂out) Vᵀ``, in blocks."""
     assert layer.grad_out is not None and layer.v is not None
     batch, heads, _, keys = layer.shape
-    mixed = torch.zeros(layer.v.shape, device=layer.device)
+    mixed = torch.zeros(layer.v.shape, dtype=torch.float32, device=layer.device)
     for images, rows in layer.blocks():
         mixed[images] += layer.attention(images, rows).mT @ layer.grad_out[images, :, rows].float()
     products = Layer(1.0, q=mixed, k=layer.v)  # whose scores are mixed Vᵀ
-    total = torch.zeros(batch, heads, device=layer.device)
+    total = torch.zeros(batch, heads, dtype=torch.float32, device=layer.device)
     for images, rows in products.blocks():
         total[images] += products.scores(images, rows).abs_().sum((2, 3))
     return total / keys**2

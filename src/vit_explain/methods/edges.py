@@ -26,6 +26,6 @@ def edges(trace: Trace, *, level: Level = "patches") -> Tensor:
     them; the outermost pixels are repeated around the picture. (B, H, W), or averaged over each patch, (B, h, w).
     """
     grey = F.pad(trace.pixels.detach().float().mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
-    across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=grey.device)
+    across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], dtype=grey.dtype, device=grey.device)
     gradient = F.conv2d(grey, torch.stack([across, across.T])[:, None])  # (B, 2, H, W)
     return on_level(trace, gradient.square().sum(1).sqrt(), level, "mean")

@@ -44,7 +44,7 @@ def gmar(trace: Trace, *, norm: Literal["l1", "l2"] = "l2") -> Tensor:
 
 
 def _absolute(layer: Layer) -> Tensor:
-    found = torch.zeros(layer.shape[:2], device=layer.device)
+    found = torch.zeros(layer.shape[:2], dtype=torch.float32, device=layer.device)
     for images, rows in layer.blocks():
         found[images] += layer.attention_gradient(images, rows).abs_().sum((2, 3))
     return found

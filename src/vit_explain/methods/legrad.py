@@ -44,7 +44,7 @@ def legrad(trace: Trace, *, last: Annotated[int, Range(1)] | None = None) -> Ten
     if last is not None and last > blocks:
         raise OptionError(f"legrad: the model has {blocks} blocks, not the last {last}")
     chosen = range(blocks)[-(last or 0) :]
-    found = torch.zeros(len(trace.pixels), trace.length, device=trace.logits.device)
+    found = torch.zeros(len(trace.pixels), trace.length, dtype=torch.float32, device=trace.logits.device)
     for layer in _through_pool(trace, chosen) if trace.pool is not None else _through_head(trace, chosen):
         _, heads, queries, _ = layer.shape
         found += on_tokens(trace, column_sums(layer, positive_gradient)) / (heads * queries)

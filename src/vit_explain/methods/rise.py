@@ -44,8 +44,8 @@ def rise(
     """
     pixels = trace.pixels
     masks = _Masks(samples, cells, kept, seed, (int(pixels.shape[2]), int(pixels.shape[3])))
-    weighted = torch.zeros(len(pixels), *pixels.shape[2:], device=pixels.device)
-    mean = torch.zeros(len(pixels), device=pixels.device)
+    weighted = torch.zeros(len(pixels), *pixels.shape[2:], dtype=torch.float32, device=pixels.device)
+    mean = torch.zeros(len(pixels), dtype=torch.float32, device=pixels.device)
     for image, rows, alone in turns(trace, [chunked(trace, samples)] * len(pixels)):
         some = masks.some(rows).to(pixels.device)
         y = alone.probe(pixels[image] * some.to(pixels.dtype).unsqueeze(1))
@@ -64,7 +64,10 @@ class _Masks:
         for side in size:
             cell = -(-side // cells)
             enlarged = F.interpolate(
-                torch.eye(cells).unsqueeze(0), size=(cells + 1) * cell, mode="linear", align_corners=False
+                torch.eye(cells, dtype=torch.float32).unsqueeze(0),
+                size=(cells + 1) * cell,
+                mode="linear",
+                align_corners=False,
             )
             shifts = torch.randint(cell, (samples, 1), generator=generator)
             self.sides.append((enlarged[0].T, shifts + torch.arange(side)))

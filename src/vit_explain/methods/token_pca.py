@@ -97,7 +97,8 @@ def _component(tokens: Tensor, kept: Tensor, number: int) -> tuple[Tensor, Tenso
 
 def _turned(along: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, n) with each image's sign so that values fall off from the centre."""
-    down, right = (torch.arange(size, device=along.device).mul(2).add(1).div(size).sub(1) for size in grid)
+    numbers = (torch.arange(size, dtype=along.dtype, device=along.device) for size in grid)
+    down, right = (own.mul(2).add(1).div(len(own)).sub(1) for own in numbers)
     radius = (down[:, None].square() + right.square()).sqrt().flatten()
     radius = radius - radius.mean()
     lean = along @ radius

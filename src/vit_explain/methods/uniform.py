@@ -22,4 +22,4 @@ def uniform(trace: Trace) -> Tensor:
 
     (B, h, w). Metrics that rank patches meet only ties here; what they make of them is theirs.
     """
-    return torch.ones(len(trace.pixels), *trace.anatomy.grid, device=trace.pixels.device)
+    return torch.ones(len(trace.pixels), *trace.anatomy.grid, dtype=torch.float32, device=trace.pixels.device)

@@ -36,7 +36,7 @@ def value_norm(trace: Trace, *, layer: int = -1) -> Tensor:
     number = nth(layer, len(trace.layers), "value_norm", "layer")
     call, row = trace.layers[number], pooled_row(trace, Layer.attention, "mean")
     batch, heads, _, keys = call.shape
-    weights = torch.zeros(batch, heads, 1, keys, device=call.device)
+    weights = torch.zeros(batch, heads, 1, keys, dtype=torch.float32, device=call.device)
     for images, rows in call.blocks(ALL, trace.read_tokens):
         weights[images] += row[images, None, None, rows] @ call.attention(images, rows)
     gram = grams(call, trace.inquiry.projection(number))

@@ -53,7 +53,7 @@ def vit_cx(
         channels = features[0, trace.anatomy.prefix :].float().T
         masks.append(_clustered(channels, distance).unflatten(1, (h, w)))
     whole = torch.cat([alone.probe(pixels[image : image + 1]) for image, alone in enumerate(inquiries)])
-    weighted = torch.zeros(len(pixels), *pixels.shape[2:], device=pixels.device)
+    weighted = torch.zeros(len(pixels), *pixels.shape[2:], dtype=torch.float32, device=pixels.device)
     total = torch.zeros_like(weighted)
     draws = [torch.Generator().manual_seed(seed) for _ in masks]
     for image, rows, alone in turns(trace, [chunked(trace, len(own)) for own in masks]):
@@ -84,7 +84,9 @@ def _clustered(channels: Tensor, distance: float) -> Tensor:
     apart = (1 - directions @ directions.T).clamp_(min=0).cpu().numpy()
     labels = fcluster(linkage(squareform(apart, checks=False), "complete"), distance, "distance")
     number = torch.from_numpy(labels).to(maps.device).long() - 1
-    return torch.zeros(int(number.max()) + 1, maps.shape[1], device=maps.device).index_add_(0, number, maps)
+    return torch.zeros(int(number.max()) + 1, maps.shape[1], dtype=torch.float32, device=maps.device).index_add_(
+        0, number, maps
+    )
 
 
 def _enlarged(trace: Trace, masks: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def max_sensitivity(
     assert case.explain is not None
     pixels = case.pictures.pixels
     generators = case.pictures.generators()
-    largest = torch.zeros(len(pixels), device=case.maps.device)
+    largest = torch.zeros(len(pixels), dtype=torch.float32, device=case.maps.device)
     for _ in range(samples):
         moved = case.explain(pixels + radius * uniform_noise(pixels, generators), case.targets)
         largest = torch.maximum(largest, (moved - case.maps).flatten(1).norm(dim=1))

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ..compiled import as_written
 from ..errors import ModelError
 from ..family import register
 from ..huggingface import IMAGENET
@@ -73,7 +74,12 @@ class TorchHubViT:
             )
         grid = [side // patch for side, patch in zip(shape[1:], _patch(inner), strict=True)]
         generator = torch.Generator().manual_seed(0)
-        with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
+        with (
+            evaluation_mode(model) as modules,
+            as_written(modules),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
             drawn = torch.randn(1, prefix + grid[0] * grid[1], width, generator=generator)
             tokens = drawn.to(inner.cls_token.device).requires_grad_()
             output = self.logits(self.lens(model, tokens))

@@ -40,8 +40,6 @@ class OpenClipImages:
 
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         check_size(self.name(model), shape, 3, tuple(model.image_size))
-        if model.transformer.grad_checkpointing:
-            raise ModelError("gradient checkpointing hides attention: call model.set_grad_checkpointing(False) first")
         if not getattr(model.transformer, "batch_first", False):
             raise ModelError(f"{self.name(model)} has tokens before images: open_clip 3.0 or later is needed")
         return anatomy_of(

@@ -14,6 +14,7 @@ from timm.models.swiftformer import SwiftFormer
 from torch import nn
 
 from ..family import register
+from ..structure import pair
 from ..timm_common import Timm
 from ..types import Anatomy, Attends
 
@@ -45,11 +46,18 @@ class TimmLinear(Timm):
             return any(isinstance(part, LinearSelfAttention) for part in model.modules())
         return super().matches(model)
 
+    def built_for(self, model: Any) -> tuple[int, int] | None:
+        first = getattr(model, "patch_embed1", None)  # CoaT has one a stage
+        return super().built_for(model) if first is None else first.img_size
+
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         why = next(why for kind, why in WHY.items() if isinstance(model, kind))
-        anatomy = self.unplaced(model, shape, why.format(self.name(model)))
+        # Convolutions of some EdgeNeXts leave out what their kernels do not fill.
+        whole = isinstance(model, EdgeNeXt) and getattr(model.stem[0], "padding", None) == (0, 0)
+        anatomy = self.unplaced(model, shape, why.format(self.name(model)), padded=not whole)
         if not isinstance(model, CoaT):
             return anatomy
+        self.check_size(model, (shape[1], shape[2]), pair(model.patch_embed1.img_size))
         # Its blocks are called one by one, on tokens with a class token before them.
         last = f"serial_blocks4.{len(model.serial_blocks4) - 1}.norm1"
         if model.parallel_blocks is not None:

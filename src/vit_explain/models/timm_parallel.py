@@ -12,11 +12,8 @@ from torch import nn
 from ..family import register
 from ..layouts import laid_out, whole
 from ..structure import part
-from ..timm_common import DIFFERENTIAL, TWO_ATTENTIONS, Timm, two_attentions
+from ..timm_common import DIFFERENTIAL, NORMS, TWO_ATTENTIONS, Timm, two_attentions
 from ..types import Anatomy
-
-# The norm before attention.
-NORMS = ("attns.0.norm", "in_norm", "norm1")
 
 
 @register
@@ -40,7 +37,7 @@ class TimmParallel(Timm):
         self.check_channels(model, shape[0])
         embed, name = model.patch_embed, self.name(model)
         if model.dynamic_img_size:
-            grid = tuple(embed.dynamic_feat_size(shape[1:]))
+            grid = self.grid_of(model, embed, (shape[1], shape[2]))
         else:
             self.check_size(model, shape[1:], tuple(embed.img_size))
             grid = tuple(embed.grid_size)

@@ -58,10 +58,14 @@ class TimmLeViT(Timm):
     modules = ("levit",)
     kinds = (Levit,)
 
+    def built_for(self, model: Any) -> tuple[int, int]:
+        # Its configuration says what the weights were trained on, and it may have been built for another size.
+        height, width = model.stages[0].blocks[0].attn.resolution
+        return height * model.stem.stride, width * model.stem.stride
+
     def anatomy(self, model: Any, shape: tuple[int, int, int]) -> Anatomy:
         self.check_channels(model, shape[0])
-        wanted = model.pretrained_cfg["input_size"][1:] if model.pretrained_cfg else shape[1:]
-        self.check_size(model, shape[1:], (wanted[0], wanted[1]))
+        self.check_size(model, shape[1:], self.built_for(model))
         stride = model.stem.stride
         first = grid = (-(-shape[1] // stride), -(-shape[2] // stride))
         places = []

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..family import register
-from ..timm_common import BUNDLED, TWO_ATTENTIONS, Timm, config_of, two_attentions, with_checkpoint
+from ..structure import part
+from ..timm_common import BUNDLED, NORMS, TWO_ATTENTIONS, Timm, config_of, two_attentions, with_checkpoint
 from ..types import Anatomy, Attends, Readout
 
 # Blocks whose norms come after attention and its projection, not before.
@@ -62,8 +63,10 @@ class TimmPlain(Timm):
             raise ModelError(
                 f"{self.name(model)} takes {channels} channels, not {shape[0]}; pass a preprocessed (B, C, H, W) tensor"
             )
-        if any_size or embed.img_size is None or getattr(model, "dynamic_img_size", False):
+        if any_size:
             grid = tuple(embed.dynamic_feat_size(size))
+        elif embed.img_size is None or getattr(model, "dynamic_img_size", False):
+            grid = self.grid_of(model, embed, size)
         elif tuple(embed.img_size) == size:
             grid = tuple(embed.grid_size)
         else:
@@ -72,8 +75,6 @@ class TimmPlain(Timm):
                 f"{self.name(model)} takes {wanted} pixels (height x width), not {size[0]}x{size[1]}; "
                 "timm.create_model(..., img_size=(H, W)) or dynamic_img_size=True builds it for another size"
             )
-        if getattr(model, "grad_checkpointing", False):
-            raise ModelError("gradient checkpointing hides attention: call model.set_grad_checkpointing(False) first")
         blocks = tuple(f"blocks.{number}" for number in range(len(model.blocks)))
         patch = embed.patch_size if not hasattr(embed, "feature_ratio") else (size[0] // grid[0], size[1] // grid[1])
         covers = (grid[0] * patch[0], grid[1] * patch[1])
@@ -83,10 +84,15 @@ class TimmPlain(Timm):
             covers,
             model.num_prefix_tokens,
             self._readout(model),
-            features=f"{blocks[-1]}.norm1",
+            features=self._features(model, blocks),
             undroppable=self._undroppable(model),
             attended=self._attended(model, blocks),
         )
+
+    def _features(self, model: Any, blocks: tuple[str, ...]) -> str:
+        if isinstance(model.blocks[-1], POST_NORM):  # attention gets the tokens as they enter the block
+            return blocks[-2] if len(blocks) > 1 else part(model, ("norm_pre", "patch_embed"))[0]
+        return f"{blocks[-1]}.{part(model.blocks[-1], NORMS)[0]}"
 
     def _readout(self, model: Any) -> Readout:
         prefix, pooling = model.num_prefix_tokens, model.global_pool
@@ -122,22 +128,22 @@ class TimmPlain(Timm):
         return model.forward_head(model.norm(tokens))
 
     def projection(self, model: Any, block: int) -> Tensor:
-        part = model.blocks[block]
-        if not hasattr(part, "attn"):
+        one = model.blocks[block]
+        if not hasattr(one, "attn"):
             raise ModelError(
                 f"{self.name(model)} computes attention and MLP together: what values become is not known by itself; "
                 "use attention or rollout instead"
             )
-        gated = getattr(part.attn, "gate", None) is not None
-        normalised = not isinstance(getattr(part.attn, "norm", nn.Identity()), nn.Identity)
-        if gated or normalised or isinstance(part, POST_NORM):
+        gated = getattr(one.attn, "gate", None) is not None
+        normalised = not isinstance(getattr(one.attn, "norm", nn.Identity()), nn.Identity)
+        if gated or normalised or isinstance(one, POST_NORM):
             does = "gates attention" if gated else "normalises attention" if normalised else "normalises its projection"
             raise ModelError(
                 f"{self.name(model)} {does} before it joins the tokens: values have no norm of their own; "
                 "use attention or rollout instead"
             )
-        weight = part.attn.proj.weight
-        scale = getattr(getattr(part, "ls1", None), "gamma", getattr(part, "gamma_1", None))
+        weight = one.attn.proj.weight
+        scale = getattr(getattr(one, "ls1", None), "gamma", getattr(one, "gamma_1", None))
         return weight if scale is None else weight * scale[:, None]
 
 
