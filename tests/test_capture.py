@@ -138,7 +138,7 @@ def test_the_model_is_left_as_it_was_after_an_error(vit, pixels):
     def failing(_output: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("the target failed")
 
-    with pytest.raises(RuntimeError, match="the target failed"):
+    with pytest.raises(TargetError, match="the target failed"):
         Explainer(vit).explain(pixels, target=failing)
     assert same(before, snapshot(vit))
     # No mode is left on the stack: an attention call outside is seen by nobody.

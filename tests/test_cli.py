@@ -295,6 +295,20 @@ class TestBadInput:
         assert capsys.readouterr().err == "vit-explain: stopped\n"
 
 
+class TestOptionsSaidTwice:
+    @pytest.mark.parametrize(
+        "words",
+        (
+            ["explain", "-O", "head_fusion=max", "--head-fusion", "min"],
+            ["explain", "-O", "head_fusion=max", "-O", "head-fusion=min"],
+            ["sweep", "-O", "discard_ratio=0.5"],
+        ),
+    )
+    def test_are_refused(self, photo: str, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+        assert main([words[0], photo, *words[1:], "--out", "maps"]) == 2
+        assert "is given twice; leave -O" in capsys.readouterr().err and not Path("maps").exists()
+
+
 class TestStreams:
     def test_names_that_the_output_cannot_encode(self, photo: str) -> None:
         Path("\u732b.jpg").write_bytes(Path(photo).read_bytes())

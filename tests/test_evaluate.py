@@ -463,6 +463,23 @@ def test_numbers_of_another_model_or_other_data_are_not_taken_for_these(folder, 
         run(folder, explainer, tmp_path, images=2)
 
 
+def test_numbers_of_pictures_that_changed_are_not_taken_for_these(folder, explainer, tmp_path):
+    def listed(text: str) -> None:
+        (folder / "list.csv").write_text(f"image,label,left,top,right,bottom\nchurch/0.png,{text}\n")
+
+    listed("church,1,2,30,40")
+    run(folder / "list.csv", explainer, tmp_path, metrics=["energy_pointing"])
+    for text in ("red fox,1,2,30,40", "church,1,2,30,41"):
+        listed(text)
+        with pytest.raises(OutputError, match=r"'church/0\.png' changed since"):
+            run(folder / "list.csv", explainer, tmp_path, metrics=["energy_pointing"])
+    listed("church,1,2,30,40")
+    run(folder / "list.csv", explainer, tmp_path, metrics=["energy_pointing"])
+    picture(99, (70, 50)).save(folder / "church" / "0.png")
+    with pytest.raises(OutputError, match="changed since"):
+        run(folder / "list.csv", explainer, tmp_path, metrics=["energy_pointing"])
+
+
 def test_a_damaged_line_loses_none_of_the_others(folder, explainer, tmp_path):
     run(folder, explainer, tmp_path, images=4)
     file = tmp_path / "out" / NUMBERS

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vit_explain import Explainer, Explanation, explain, list_methods, types
+from vit_explain import Explainer, Explanation, explain, list_methods, load_model, types
 from vit_explain.errors import ImageError, ModelError, OptionError, OutputError, TargetError, VitExplainError
 from vit_explain.image import Preprocessing
 from vit_explain.store import read_folder
@@ -521,3 +521,29 @@ def test_words_for_very_thin_photos():
     thin = np.random.default_rng(0).integers(0, 255, (3, 4000, 3), np.uint8)
     found = Explainer().explain(thin, "gradient_rollout", 0)
     assert found.relevance.max() > 0 and "no relevance anywhere" not in found.where()
+
+
+def test_what_is_no_model_method_or_tensor_is_told_in_a_sentence():
+    explainer = Explainer(small("class token"))
+    pixels = torch.randn(1, 3, *SIZE)
+    for wrong, error, message in (
+        (lambda: load_model(explainer.model), ModelError, "taken as it is"),  # type: ignore[arg-type]
+        (lambda: explainer.attribute("photo.jpg"), ImageError, "a dense tensor of preprocessed pixels, not str"),  # type: ignore[arg-type]
+        (lambda: explainer.attribute(pixels.to_sparse()), ImageError, "not a tensor of layout torch.sparse_coo"),
+        (lambda: explainer.attribute(pixels, method=["rollout"]), OptionError, "no method"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(error, match=message):
+            wrong()
+
+
+def test_an_explanation_in_a_line_and_its_checkpoint(tmp_path):
+    explainer = Explainer("bundled")
+    photo = np.zeros((30, 40, 3), np.uint8)
+    found = explainer.explain([photo, photo], "gradient_rollout", 0)
+    assert repr(found) == f"<Explanation: 2 maps of bundled by gradient_rollout, 16×16, for {found.targets[0]}>"
+    assert found.as_dict()["checkpoint"] is None
+    file = tmp_path / "other.pth"
+    torch.save(explainer.plain.state_dict(), file)
+    found = Explainer("bundled", checkpoint=file).explain(photo, "rollout")
+    assert repr(found) == "<Explanation: 1 map of bundled by rollout, 16×16>"
+    assert found.as_dict()["checkpoint"] == str(file)

@@ -121,6 +121,8 @@ def test_what_cannot_be_verified_is_refused(knowing):
             verify(knowing, knowing.explain(pixels, "gae", target), pixels)
     with pytest.raises(OptionError, match="is a tensor"):
         verify(knowing, knowing.explain(pixels, "gae", 1))
+    with pytest.raises(OptionError, match="cannot be verified with bundled"):
+        verify("bundled", knowing.explain(pixels, "gae", 1), pixels)
     single: Any = small("class token")
     single.reset_classifier(1)
     alone = Explainer(single, preprocessing=HOW)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,14 +92,17 @@ def read_prompts(texts: Sequence[str], targets: Sequence[str], against: str | No
     return [texts[0], against], Contrast(0, 1)
 
 
-def read_pairs(pairs: Sequence[str]) -> dict[str, str]:
-    """``key=value`` texts as a dictionary; dashes in keys are the underscores of the library."""
-    read = {}
+def read_pairs(pairs: Sequence[str], said: Container[str] = ()) -> dict[str, str]:
+    """``key=value`` texts as a dictionary; dashes in keys are the underscores of the library. ``said``: keys that were
+    given in another way."""
+    read: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key:
             raise OptionError(f"-O takes key=value, not {pair!r}")
+        if key in read or key in said:
+            raise OptionError(f"{key} is given twice; leave -O {pair} out, or the other")
         read[key] = value.strip()
     return read
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -34,6 +35,17 @@ class Item:
     source: ImageSource | Callable[[], ImageSource]
     label: int | None = None  # the true class, where it is known
     truth: Truth | None = None
+
+    @property
+    def stamp(self) -> str:
+        """Another one once the file, its class, or what is known of its object has changed; of files, their size is
+        looked at."""
+        files = [file for file in (self.source, self.truth and self.truth.mask) if isinstance(file, Path)]
+        try:
+            sizes = [file.stat().st_size for file in files]
+        except OSError:
+            sizes = []
+        return hashlib.blake2b(repr((sizes, self.label, self.truth)).encode(), digest_size=6).hexdigest()
 
     def picture(self) -> ImageSource:
         """What ``photos.load_image`` reads; of saved datasets, from the disk now. Raises ``ImageError``."""

@@ -63,6 +63,7 @@ class Explainer:
             model = Prompted(model, texts, tokenizer)
         self.family = family_of(unwrap(model) if isinstance(model, nn.Module) else model)
         self.model = model
+        self.checkpoint = None if checkpoint is None else str(checkpoint)
         self._pieces = 1  # see ``Subject``; grows where an accelerator's memory runs out
         self.plain = unwrap(model)
         self.model_name = self.family.name(self.plain)
@@ -246,6 +247,7 @@ class Explainer:
             warnings=result.warnings,
             seconds=seconds,
             versions=_versions(),
+            checkpoint=self.checkpoint,
         )
 
     def _run(

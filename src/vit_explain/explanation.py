@@ -16,7 +16,7 @@ from .errors import OptionError, OutputError
 from .image import Geometry
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Explanation:
     """Relevance of R rows, each one image and one target. On the CPU, detached, never normalised.
 
@@ -42,7 +42,14 @@ class Explanation:
     warnings: list[list[str]]  # what a reader of each row's map must know
     seconds: float
     versions: dict[str, str]
+    checkpoint: str | None = None  # the file of weights that was named with the model
     verdicts: list[dict[str, Any]] = field(default_factory=list)  # of each row, where it was verified; see ``verdict``
+
+    def __repr__(self) -> str:
+        grid = "×".join(map(str, self.relevance.shape[1:]))
+        targets = ", ".join(dict.fromkeys(filter(None, self.targets)))
+        rows = f"{len(self.image_of)} maps" if len(self.image_of) != 1 else "1 map"
+        return f"<Explanation: {rows} of {self.model} by {self.method}, {grid}{f', for {targets}' if targets else ''}>"
 
     def heatmaps(self, interpolation: str = "bilinear") -> list[NDArray[np.float32]]:
         """A (H, W) map in [0, 1] a row, at the original image's size; see ``render.normalise`` for the scale."""
@@ -124,6 +131,7 @@ class Explanation:
             "method": self.method,
             "options": {name: _plain(value) for name, value in self.options.items()},
             "model": self.model,
+            "checkpoint": self.checkpoint,
             "signed": self.signed,
             "seconds": round(self.seconds, 4),
             "versions": self.versions,

@@ -55,6 +55,9 @@ def read(images: Any, preprocessing: Preprocessing, max_pixels: int) -> Inputs:
 
 def checked_pixels(pixels: Tensor) -> Tensor:
     """(B, C, H, W), detached, from (C, H, W) or (B, C, H, W); an error for what is no picture."""
+    if not isinstance(pixels, Tensor) or pixels.layout != torch.strided:
+        kind = f"a tensor of layout {pixels.layout}" if isinstance(pixels, Tensor) else type(pixels).__name__
+        raise ImageError(f"what is explained here is a dense tensor of preprocessed pixels, not {kind}")
     if pixels.ndim == 3:
         pixels = pixels.unsqueeze(0)
     if pixels.ndim != 4 or not pixels.is_floating_point() or not len(pixels):

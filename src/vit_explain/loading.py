@@ -26,6 +26,8 @@ def load_model(
     (.safetensors, or a .pth that holds only tensors). A folder that transformers saved a model in is a name, too.
     Raises ``ModelError``.
     """
+    if not isinstance(name, str):
+        raise ModelError(f"models are loaded by name, not by {type(name).__name__}; one in memory is taken as it is")
     file = None if checkpoint is None else Path(checkpoint)
     if (Path(name) / "config.json").is_file():
         name = f"{FOLDERS}{name}"
@@ -34,9 +36,8 @@ def load_model(
         # What ends with a star stands for all that begin so; the part after a dot says which weights.
         beginnings = tuple(one[:-1] for one in known if one.endswith("*"))
         if name in known or name.split(".")[0] in known or name.startswith(beginnings):
-            with torch.inference_mode(
-                False
-            ):  # whatever mode the caller is in: it would be that of the weights for good
+            # Whatever mode the caller is in: it would be that of the weights for good.
+            with torch.inference_mode(False):
                 return family.load(name, file).to(parse_device(device))
     raise ModelError(f"there is no model {name!r}; {near(name, list_models())}")
 

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from torch import nn
 
 _LOCK = threading.Lock()
-_HELD: dict[
-    nn.Module, int
-] = {}  # modules that are in training mode otherwise, and how many threads keep them out of it
+# Modules that are in training mode otherwise, and how many threads keep them out of it.
+_HELD: dict[nn.Module, int] = {}
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:

@@ -32,6 +32,7 @@ class Record:
     curves: dict[str, list[float]] = field(default_factory=dict)  # metric -> the curve it is the area of
     map: list[list[int]] = field(default_factory=list)  # on patches as it is drawn, 0 to 255
     warnings: list[str] = field(default_factory=list)
+    stamp: str = ""  # of the file and what was known of it, see ``datasets.Item``; mosaics have none
 
 
 @contextmanager

@@ -250,6 +250,6 @@ def choose_methods(names: Sequence[str]) -> list[Method]:
 
 def find(name: str) -> Method:
     """The method of this name; an error with near matches otherwise."""
-    if name not in METHODS:
-        raise OptionError(f"there is no method {name!r}; {near(name, METHODS)}")
+    if not isinstance(name, str) or name not in METHODS:
+        raise OptionError(f"there is no method {name!r}; {near(str(name), METHODS)}")
     return METHODS[name]

@@ -100,7 +100,7 @@ def _table(found: Evaluation) -> str:
         style = ' class="base"' if _is_baseline(found, name) else ""
         about = (
             _text(name),
-            f"{found.standing.get(name, 0):.2f}",
+            f"{found.standing[name]:.2f}" if name in found.standing else "–",
             passes(found.methods[name]),
             f"{found.seconds[name]:.3f}",
         )

@@ -6,14 +6,14 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .datasets import Item
-from .errors import CaptureError, ImageError, ModelError, OptionError
+from .errors import CaptureError, ImageError, ModelError, OptionError, OutputError
 from .explainer import RGB, Explainer
 from .image import Geometry
 from .inputs import read
@@ -44,6 +44,7 @@ class Batch:
     targets: Tensor | None = None  # (B,), where they are not read off the model's answer
     truth: Tensor | None = None  # (B, H, W) booleans at the pixels that patches cover
     one: bool = False  # the same picture B times, for other classes
+    stamps: list[str] = field(default_factory=list)
 
 
 class Scoring:
@@ -73,6 +74,13 @@ class Scoring:
         """Every metric but those of mosaics."""
         metrics = [one for one in self.metrics if "mosaic" not in one.needs]
         self.total += len(items) * len(self.methods)
+        stamps = {one.image: one.stamp for one in self.records if one.stamp}
+        changed = [item.name for item in items if item.name in stamps and stamps[item.name] != item.stamp]
+        if changed:
+            raise OutputError(
+                f"{changed[0]!r}{f' and {len(changed) - 1} more' if changed[1:] else ''} changed since they were "
+                "measured; choose another folder"
+            )
         left = [item for item in items if any(self._lacks(item.name, one, metrics) for one in self.methods)]
         self._advance((len(items) - len(left)) * len(self.methods))
         for some in _batched(left, self._together):
@@ -153,7 +161,12 @@ class Scoring:
         together = torch.cat(pixels)
         labels = torch.tensor([-1 if item.label is None else item.label for item, _ in found])
         return Batch(
-            [item.name for item, _ in found], together, labels, None, self._truths(together, found, geometries)
+            [item.name for item, _ in found],
+            together,
+            labels,
+            None,
+            self._truths(together, found, geometries),
+            stamps=[item.stamp for item, _ in found],
         )
 
     def _truths(self, pixels: Tensor, found: Any, geometries: Sequence[Geometry]) -> Tensor | None:
@@ -236,6 +249,7 @@ class Scoring:
                 {key: [round(v, 4) for v in curve[i].tolist()] for key, curve in curves.items()},
                 shades[i],
                 case.warnings[i],
+                batch.stamps[i] if batch.stamps else "",
             )
             for i, name in enumerate(batch.names)
         ]

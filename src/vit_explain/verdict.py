@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import metrics as _registers_them  # noqa: F401
 from .cases import Case
@@ -72,14 +72,15 @@ class Verdict:
 
 
 def verify(
-    explainer: Explainer, explanation: Explanation, inputs: Tensor | None = None, *, seed: int = 0
+    model: nn.Module | str | Explainer, explanation: Explanation, inputs: Tensor | None = None, *, seed: int = 0
 ) -> Explanation:
     """The explanation with a verdict for each of its rows, tested on its own images.
 
+    ``model``: the one that was explained, or its ``Explainer``, where that has labels or a preprocessing of its own.
     ``inputs``: the preprocessed (B, C, H, W) tensor, where that was explained and no photos. ``seed``: for all chance.
     Only maps of a class, or of none in particular (of which the likeliest class is then asked), can be judged. A row
     takes five maps of the method, two of others and some 400 forwards. Raises ``OptionError`` for targets that are
-    functions or differences of classes, and for models of a single class.
+    functions or differences of classes, for models of a single class, and for another model than was explained.
     """
     if any(
         number is None and name for number, name in zip(explanation.target_numbers, explanation.targets, strict=True)
@@ -89,6 +90,11 @@ def verify(
         raise OptionError("maps of one class rather than another cannot be verified: give one class as the target")
     if inputs is None and TENSOR in explanation.sources:
         raise OptionError("what was explained is a tensor: verifying needs it again")
+    explainer = model if isinstance(model, Explainer) else Explainer(model)
+    if explainer.model_name != explanation.model:
+        raise OptionError(
+            f"the explanation is of {explanation.model}, and cannot be verified with {explainer.model_name}"
+        )
     judge, method = Judge(explainer, seed), find(explanation.method)
     given = list(explanation.photos) if inputs is None else inputs
     pixels = read(given, explainer.preprocessing, max(photo.size for photo in explanation.photos)).pixels

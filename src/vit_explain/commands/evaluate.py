@@ -121,14 +121,15 @@ def describe(console: Console, found: Evaluation, files: Sequence[Path]) -> None
     from ..metric_registry import METRICS
 
     width = max(len("method"), *map(len, found.methods))
-    console.print(f"\n{len(found.methods)} methods, {found.images} images, {len(found.scores)} metrics\n")
+    counts = ((len(found.methods), "method"), (found.images, "image"), (len(found.scores), "metric"))
+    console.print("\n" + ", ".join(f"{count} {what}{'s' if count != 1 else ''}" for count, what in counts) + "\n")
     console.print(f"  {'method':{width}}  standing  {'passes':<9}  seconds  best in")
     for name in found.order:
         first = [metric for metric, scores in found.scores.items() if name in scores and scores[name].rank == 1]
         cost = passes(found.methods[name])
+        standing = f"{found.standing[name]:.2f}" if name in found.standing else "–"
         console.print(
-            f"  {name:{width}}  {found.standing.get(name, 0):8.2f}  {cost:<9}  {found.seconds.get(name, 0):7.3f}  "
-            f"{', '.join(first)}"
+            f"  {name:{width}}  {standing:>8}  {cost:<9}  {found.seconds.get(name, 0):7.3f}  {', '.join(first)}"
         )
     missing = [metric for metric in found.metrics if metric not in found.scores]
     console.print(

@@ -100,7 +100,7 @@ def explain(
 ) -> int:
     """Explain photos: overlay.png, side_by_side.png, explanation.npz and manifest.json for each."""
     texts = given(head_fusion=head_fusion, discard_ratio=discard_ratio, layer=layer, head=head)
-    texts |= read_pairs(option or [])
+    texts |= read_pairs(option or [], texts)
     prompts, wanted = read_prompts(text or [], target or [], against)
     name = method if method == BEST else choose_method(method, wanted)
     settings = {} if name == BEST else read_settings(name, texts)  # what cannot be is said before a model is loaded

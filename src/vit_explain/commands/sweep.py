@@ -62,7 +62,7 @@ def sweep(
 ) -> int:
     """Explain one photo with every head fusion and discard ratio: sweep.png, maps.png and sweep.gif."""
     rows, columns = read_list(head_fusions, "--head-fusions"), read_list(discard_ratios, "--discard-ratios")
-    texts = read_pairs(option or [])
+    texts = read_pairs(option or [], ("head_fusion", "discard_ratio"))
     method = choose_method(method, target)
     # Every combination is read before the first is run: a wrong one costs nothing and leaves nothing.
     settings = [

@@ -97,12 +97,10 @@ class TimmVolo(Timm):
         grid = (int(positions[0]), int(positions[1]))
         tokens = 1 + grid[0] * grid[1]
         parts = [part for part in model.modules() if isinstance(part, (Outlooker, Transformer))]
-        kinds = [isinstance(part, Transformer) for part in parts]
-        if kinds != sorted(kinds):
-            raise ModelError(f"{self.name(model)} does not have its outlook attention first")
         if model.post_network is None:
             raise ModelError(f"{self.name(model)} has no class attention")
-        places = [among_patches(tokens)] * sum(kinds) + [from_class_token(tokens)] * len(model.post_network)
+        places = [among_patches(tokens) if isinstance(part, Transformer) else None for part in parts]
+        places += [from_class_token(tokens)] * len(model.post_network)
         return laid_out(
             (shape[1], shape[2]),
             grid,
