@@ -92,17 +92,17 @@ def read_prompts(texts: Sequence[str], targets: Sequence[str], against: str | No
     return [texts[0], against], Contrast(0, 1)
 
 
-def read_pairs(pairs: Sequence[str], said: Container[str] = ()) -> dict[str, str]:
+def read_pairs(pairs: Sequence[str], said: Container[str] = (), flag: str = "-O") -> dict[str, str]:
     """``key=value`` texts as a dictionary; dashes in keys are the underscores of the library. ``said``: keys that were
-    given in another way."""
+    given in another way. ``flag``: before which the texts stood."""
     read: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key:
-            raise OptionError(f"-O takes key=value, not {pair!r}")
+            raise OptionError(f"{flag} takes key=value, not {pair!r}")
         if key in read or key in said:
-            raise OptionError(f"{key} is given twice; leave -O {pair} out, or the other")
+            raise OptionError(f"{key} is given twice; leave {flag} {pair} out, or the other")
         read[key] = value.strip()
     return read
 
@@ -145,7 +145,7 @@ def read_metric_options(pairs: Sequence[str], metrics: Sequence[str]) -> dict[st
 def _owned(pairs: Sequence[str], owners: Sequence[str], flag: str, kind: str) -> dict[str, dict[str, str]]:
     """``owner.key=value`` texts by owner."""
     texts: dict[str, dict[str, str]] = {}
-    for key, value in read_pairs(pairs).items():
+    for key, value in read_pairs(pairs, flag=flag).items():
         owner, dot, name = key.partition(".")
         if not dot:
             raise OptionError(

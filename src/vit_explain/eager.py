@@ -167,12 +167,12 @@ class Eager:
         left, right = (self._form(one) for one in operands)
         if left is not None and not left.turned:
             same = list(range(left.tensor.ndim))
-            return self._product(left.tensor, operands[1], same, same, func)
+            return self._product(left.tensor, operands[1], same, same, same, func)
         if right is not None and right.turned:  # (…, Dv, M) (…, M, N)
             rank = right.tensor.ndim
             turned = [*range(rank - 2), rank - 1, rank - 2]
             return self._product(
-                right.tensor, operands[0], turned, turned, lambda weights, values: func(values, weights), turned
+                right.tensor, operands[0], turned, turned, turned, lambda weights, values: func(values, weights)
             )
         return None
 
@@ -203,22 +203,22 @@ class Eager:
         return self._product(
             form.tensor,
             factors[1 - place],
+            [weights.index(name) for name in (*heads, queries, keys)],
             [values.index(name) for name in wanted_values],
             [output.index(name) for name in wanted_output],
             compute,
-            [weights.index(name) for name in (*heads, queries, keys)],
         )
 
     def _product(
         self,
         weights: Tensor,
         values: Tensor,
+        weights_order: list[int],
         values_order: list[int],
         order: list[int],
         compute: Callable[[Tensor, Tensor], Tensor],
-        weights_order: list[int] | None = None,
     ) -> Product | None:
-        """``*_order``: which dimensions of the values, the product and the weights are (B, H, ...) or (B·H, ...)."""
+        """``*order``: which dimensions of the weights, the values and the product are (B, H, ...) or (B·H, ...)."""
         merged = weights.ndim == 3
         if weights.ndim not in RANKS or values.ndim != weights.ndim or (merged and len(weights) % self.images):
             return None
@@ -232,8 +232,9 @@ class Eager:
             x = x.flatten(0, 1) if merged else x
             return x.permute(back) if back != sorted(back) else x
 
-        whole = parted(weights, weights_order if weights_order is not None else list(range(weights.ndim)))
-        return Product(whole, parted(values, values_order), parted, joined, (weights, values), compute)
+        return Product(
+            parted(weights, weights_order), parted(values, values_order), parted, joined, (weights, values), compute
+        )
 
 
 def _of_the_last_two(tensor: Tensor, dims: Sequence[Any]) -> bool:

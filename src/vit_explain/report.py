@@ -92,11 +92,10 @@ def _table(found: Evaluation) -> str:
     heads = "".join(
         f"<th>{_text(metric)}<br><small>{METRICS[metric].direction} is better</small></th>" for metric in found.scores
     )
+    most = {metric: max(score.images for score in scores.values()) for metric, scores in found.scores.items()}
     rows = []
     for name in found.order:
-        cells = "".join(
-            _cell(scores.get(name), max(s.images for s in scores.values())) for scores in found.scores.values()
-        )
+        cells = "".join(_cell(scores.get(name), most[metric]) for metric, scores in found.scores.items())
         style = ' class="base"' if _is_baseline(found, name) else ""
         about = (
             _text(name),

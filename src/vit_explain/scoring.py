@@ -216,11 +216,13 @@ class Scoring:
         case = self.judge.case(
             method, options, pictures, whole, targets, labels=batch.labels, truth=batch.truth, one=batch.one
         )
-        known = [one for one in metrics if "truth" not in one.needs or case.truth is not None]
-        known = [one for one in known if f"{one.name} of {method.name}" not in self.refused]
-        nothing: dict[str, list[float | None]] = {
-            one.name: [None] for one in metrics if "truth" in one.needs and case.truth is None
-        }
+        known: list[Metric] = []
+        nothing: dict[str, list[float | None]] = {}
+        for one in metrics:
+            if "truth" in one.needs and case.truth is None:
+                nothing[one.name] = [None]
+            elif f"{one.name} of {method.name}" not in self.refused:
+                known.append(one)
         with contextlib.suppress(CaptureError, ModelError, OptionError):  # then each metric is asked alone
             case.prepare([part for one in known for part in one.parts(**self.settings["metrics"][one.name])])
         numbers: dict[str, Tensor] = {}
