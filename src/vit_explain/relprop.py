@@ -251,11 +251,13 @@ def relevances(trace: Trace, mode: RelevanceMode) -> Trace:
     return trace.inquiry.again(trace.pixels, {"attention", "tokens", "gradient"}, mode)
 
 
-def imprecise(trace: Trace) -> list[list[str]]:
-    """The warning, an image each, where the model computes in half precision."""
-    if trace.pixels.element_size() > 2:
+def imprecise(seen: Trace) -> list[list[str]]:
+    """The warning, an image each, where the model computes in half precision; ``seen`` is what ``relevances`` found."""
+    dtypes = [one.dtype for layer in seen.layers for one in (layer.q, layer.v, layer.probabilities) if one is not None]
+    least = min((seen.pixels.dtype, *dtypes), key=lambda dtype: dtype.itemsize)
+    if least.itemsize > 2:
         return []
-    dtype = str(trace.pixels.dtype).removeprefix("torch.")
+    name = str(least).removeprefix("torch.")
     return [
-        [f"the model computes in {dtype}, which relevance of terms that nearly cancel magnifies: take float32"]
-    ] * len(trace.pixels)
+        [f"the model computes in {name}, which relevance of terms that nearly cancel magnifies: take float32"]
+    ] * len(seen.pixels)

@@ -41,7 +41,7 @@ def partial_lrp(trace: Trace, *, legacy: bool = False) -> Attribution:
     seen = relevances(trace, RelevanceMode(calls - 1, joint=not legacy, renormalised=False))
     layer, rows, weights = reading(seen)
     return Attribution(
-        trace.patches(on_tokens(trace, weights @ fused_rows(layer, rows, _positive))), warnings=imprecise(trace)
+        trace.patches(on_tokens(trace, weights @ fused_rows(layer, rows, _positive))), warnings=imprecise(seen)
     )
 
 

@@ -56,10 +56,10 @@ def transformer_attribution(trace: Trace, *, start_layer: int = 0) -> Attributio
     if trace.pool is None:
         row = trace.read_row().unsqueeze(1)
         return Attribution(
-            trace.patches(accumulate(layers, row, weights, trace.read_tokens).squeeze(1)), warnings=imprecise(trace)
+            trace.patches(accumulate(layers, row, weights, trace.read_tokens).squeeze(1)), warnings=imprecise(seen)
         )
     pool, queries, _ = reading(trace)
     row = on_tokens(trace, fused_rows(pool, queries, weights)).mean(1, keepdim=True)
     return Attribution(
-        trace.patches((row + accumulate(layers, row, weights, trace.read_tokens)).squeeze(1)), warnings=imprecise(trace)
+        trace.patches((row + accumulate(layers, row, weights, trace.read_tokens)).squeeze(1)), warnings=imprecise(seen)
     )

@@ -1,0 +1,52 @@
+"""A caller's autocast is for the model; what methods make of what they saw stays as they wrote it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_models import lively
+
+from vit_explain import Explainer, list_methods
+
+METHODS = {method.name: method for method in list_methods()}
+
+
+def half_precision():
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["alti", "globenc", "value_norm", "rollout", "token_pca", "artifact_tokens"])
+def test_methods_reckon_under_autocast_as_outside_of_it(name, vit, pixels):
+    explainer, method = Explainer(lively(vit)), METHODS[name]
+    subject, ready = explainer.subject(pixels)
+    with half_precision():
+        found = explainer.attribute(pixels, None, name)
+        with torch.inference_mode():
+            trace, _ = subject.look(ready, method.needs)
+    with torch.inference_mode():
+        map_ = method.run(trace, **method.settings({}))
+    torch.testing.assert_close(found, getattr(map_, "map", map_), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["occlusion", "smoothgrad", "logit_lens", "attn_lrp", "transformer_attribution"])
+def test_models_run_under_the_callers_autocast_however_often_they_are_looked_at(name, vit, pixels):
+    seen = set()
+    vit.head.register_forward_hook(lambda _, args, out: seen.add(out.dtype))
+    with half_precision():
+        Explainer(vit).attribute(pixels[:1], 1, name)
+    assert seen == {torch.bfloat16}
+    seen.clear()
+    Explainer(vit).attribute(pixels[:1], 1, name)
+    assert seen == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["transformer_attribution", "partial_lrp"])
+def test_relevance_that_magnifies_rounding_says_so(name, vit, pixels):
+    def warnings() -> list[list[str]]:
+        return Explainer(vit).explain(pixels[:2], name, 1).warnings
+
+    assert not any("bfloat16" in warning for row in warnings() for warning in row)
+    with half_precision():
+        assert all("computes in bfloat16" in " ".join(row) for row in warnings())
+    vit.bfloat16()
+    assert all("computes in bfloat16" in " ".join(row) for row in warnings())
