@@ -24,7 +24,7 @@ from vit_explain.metric_registry import FAMILIES, METRICS, choose_metrics
 from vit_explain.places import INTERVAL, RESAMPLES
 from vit_explain.records import NUMBERS, SETTINGS, Record, Records
 from vit_explain.registry import OTHERS, choose_methods
-from vit_explain.results import Evaluation
+from vit_explain.results import Evaluation, Score
 from vit_explain.scoring import MOSAIC
 
 ROOT = Path(__file__).parents[1]
@@ -202,13 +202,14 @@ def family_table(found: Evaluation, metrics: Sequence[str]) -> Iterator[str]:
         cells = [str(photos[0]) if photos[0] == photos[-1] else f"{photos[0]}–{photos[-1]}"]
         for metric in metrics:
             score = found.scores[metric].get(name)
-            cells.append("–" if score is None else _cell(score.value, score.low, score.high, score.rank))
+            cells.append("–" if score is None else _cell(score))
         yield f"| {_name(found, name)} | {' | '.join(cells)} |"
 
 
-def _cell(value: float, low: float, high: float, rank: int) -> str:
-    text = f"{value:.3g} ± {(high - low) / 2:.1g} · {rank}"
-    return f"**{text}**" if rank == 1 else text
+def _cell(score: Score) -> str:
+    give = "" if score.interval is None else f" ± {(score.interval[1] - score.interval[0]) / 2:.1g}"
+    text = f"{score.value:.3g}{give} · {score.rank}"
+    return f"**{text}**" if score.rank == 1 else text
 
 
 def beside(found: Evaluation) -> Iterator[str]:

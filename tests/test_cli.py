@@ -97,6 +97,23 @@ class TestExplain:
         assert main(["explain", photo, "--target", "church", "--against", "gas pump"]) == 0
         assert "church rather than gas pump" in capsys.readouterr().out
 
+    def test_the_best_class_may_be_contrasted_with_the_next(
+        self, photo: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        first, second, _ = explainer.Explainer("bundled").explain(photo).top()[:3]
+        assert main(["explain", photo, "--target", "top1", "--against", "top2"]) == 0
+        assert f"{first[0]} rather than {second[0]}" in capsys.readouterr().out
+
+    def test_where_nothing_is_to_be_contrasted_other_photos_go_on(
+        self, photo: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        cat = str(EXAMPLES / "cat.jpg")
+        best = [explainer.Explainer("bundled").explain(one).top()[0][0] for one in (photo, cat)]
+        assert best[0] != best[1]
+        assert main(["explain", photo, cat, "--target", "top1", "--against", best[0]]) == 1
+        said = capsys.readouterr()
+        assert f"{photo}: a contrast needs two classes" in said.err and f"{best[1]} rather than" in said.out
+
     def test_layer_head_and_other_options(self, photo: str, capsys: pytest.CaptureFixture[str]) -> None:
         asked = ["--method", "attention", "--layer", "-2", "--head", "1", "-O", "query=3,4", "--json"]
         assert main(["explain", photo, *asked]) == 0

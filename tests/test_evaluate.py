@@ -31,7 +31,7 @@ from vit_explain.inputs import read
 from vit_explain.metric_registry import METRICS
 from vit_explain.mosaics import cell, composed, grouped
 from vit_explain.photos import load_image
-from vit_explain.places import places
+from vit_explain.places import places, with_interval
 from vit_explain.records import NUMBERS
 from vit_explain.report import page, save
 from vit_explain.results import Evaluation
@@ -587,14 +587,19 @@ def test_ranks_intervals_and_standing(folder, explainer, tmp_path):
         for name, score in scores.items():
             assert score.value == pytest.approx(values[name].mean()) and score.images == 12
             error = values[name].std() / np.sqrt(12)
-            assert score.low <= score.value <= score.high
-            assert (score.high - score.low) / 2 == pytest.approx(1.96 * error, rel=0.25, abs=1e-9)
+            low, high = score.interval
+            assert low <= score.value <= high
+            assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.25, abs=1e-9)
         best = (max if METRICS[metric].higher_is_better else min)(scores, key=lambda n: scores[n].value)
         assert scores[best].rank == 1
     standing = {
         n: np.mean([(4 - found.scores[m][n].rank) / 3 for m in ("deletion", "insertion")]) for n in found.methods
     }
     assert found.standing == pytest.approx(standing)
+
+
+def test_one_image_has_no_interval():
+    assert with_interval(np.array([[0.3]]), METRICS["gini"]) == (0.3, None)
 
 
 def test_methods_are_compared_on_the_images_that_both_have():
@@ -711,7 +716,7 @@ def test_mosaics_are_scored(tmp_path):
         scores = found.scores["grid_pointing"]
         assert scores["uniform"].value == pytest.approx(0.25, abs=1e-6) and scores["gae"].images == 2
         # A map for no class has a quarter of itself in each quarter on the mean, whatever the mosaic.
-        assert [scores["rollout"].low, scores["rollout"].high] == pytest.approx([0.25, 0.25], abs=1e-6)
+        assert scores["rollout"].interval == pytest.approx([0.25, 0.25], abs=1e-6)
         # Of five methods on eight photos and two mosaics, with four classes each.
         assert seen[-1] == (80, 80) and seen == sorted(seen)
         seen.clear()

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vit_explain.charts import gallery, grid
 from vit_explain.errors import ImageError, OptionError
+from vit_explain.paper import longer_side
 from vit_explain.render import (
     SIGNED_COLORMAP,
     UNSIGNED_COLORMAP,
     colorize,
     describe,
     gif,
-    grid,
     normalise,
     overlay,
     png,
@@ -176,10 +177,10 @@ def test_any_text_fits(text: str) -> None:
 
 
 def test_grid_has_equal_cells() -> None:
-    red, blue = Image.new("RGB", (40, 20), (255, 0, 0)), np.full((1, 4, 3), (0, 0, 255), np.uint8)
+    red, blue = Image.new("RGB", (40, 20), (255, 0, 0)), np.full((1, 3, 3), (0, 0, 255), np.uint8)
     table = np.asarray(grid([[red, blue, None], [blue]], cell=100))
     reds, blues = (table == (255, 0, 0)).all(2), (table == (0, 0, 255)).all(2)
-    assert reds.sum() == 100 * 50 and blues.sum() == 2 * 100 * 25
+    assert reds.sum() == 100 * 50 and blues.sum() == 2 * 100 * 33
     labelled = grid([[red], [red]], ["one", "two"], ["column"], "title")
     assert labelled.width > grid([[red], [red]]).width and labelled.height > grid([[red], [red]]).height
     grid([[red]], ["a", "b"], ["c", "d"])
@@ -187,6 +188,14 @@ def test_grid_has_equal_cells() -> None:
     for empty in ([], [[]], [[None]]):
         with pytest.raises(ImageError):
             grid(empty)
+
+
+def test_long_pictures_are_given_more_room() -> None:
+    wanted = {(300, 200): 200, (600, 200): 200, (200, 1000): 333, (4000, 100): 800}
+    assert {size: longer_side(size, 200) for size in wanted} == wanted
+    tall = np.full((500, 100, 3), (255, 0, 0), np.uint8)
+    for sheet in (grid([[tall, tall]], cell=200), gallery([tall, tall], [("one", "1 s"), ("two", "2 s")], cell=200)):
+        assert (np.asarray(sheet) == (255, 0, 0)).all(2).sum() == 2 * 333 * 67
 
 
 def test_gif() -> None:

@@ -34,6 +34,8 @@ def names(target, images=2):
         (torch.tensor([0, 2]), [["tench", "tiger cat"]]),
         ([[0, 1], [2, "tench"]], [["tench", "tiger cat"], ["tabby, tabby cat", "tench"]]),
         (Contrast("tench", 2), [["tench rather than tiger cat"] * 2]),
+        (Contrast("top1", 2), [["tabby, tabby cat rather than tiger cat", "tench rather than tiger cat"]]),
+        (Contrast("Top1", "top2"), [["tabby, tabby cat rather than crane", "tench rather than crane"]]),
     ],
 )
 def test_forms(target, expected):
@@ -63,6 +65,8 @@ def test_one_image_takes_a_list_of_classes():
         (1.5, "a target is a class number"),
         (True, "a target is a class number"),
         (Contrast(1, "tabby"), "a contrast needs two classes"),
+        (Contrast("top1", "tabby"), "a contrast needs two classes, not tabby, tabby cat twice"),
+        (Contrast("top9", 0), "'top9': the model has 5 classes"),
     ],
 )
 def test_refusals(target, words):

@@ -1,4 +1,5 @@
-"""Pictures of many maps at once: a gallery with a caption under each, and a matrix of correlations with its numbers."""
+"""Pictures of many maps at once: a gallery with a caption under each, a table with labels, and a matrix of correlations
+with its numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from .paper import GAP, INK, PAPER, SOFT, Picture, Sheet, as_image, broken, get_font, resized
+from .errors import ImageError
+from .paper import GAP, INK, PAPER, SOFT, Picture, Sheet, as_image, broken, get_font, longer_side, resized
 from .render import SIGNED_COLORMAP, colorize
 
 LINE = 18  # height of a line of a caption
@@ -20,9 +22,9 @@ NOTHING = (236, 237, 239)  # a cell without a number
 def gallery(
     pictures: Sequence[Picture], captions: Sequence[tuple[str, str]], title: str = "", cell: int = 200
 ) -> Image.Image:
-    """Pictures in rows, each with its name and a word about it below; the longer side of a picture is ``cell``."""
+    """Pictures in rows, each with its name and a word about it below; their size: see ``longer_side``."""
     shown = [as_image(picture) for picture in pictures]
-    fits = [cell / max(picture.size) for picture in shown]
+    fits = [longer_side(picture.size, cell) / max(picture.size) for picture in shown]
     sizes = [
         (max(1, round(picture.width * fit)), max(1, round(picture.height * fit)))
         for picture, fit in zip(shown, fits, strict=True)
@@ -47,6 +49,47 @@ def gallery(
 def _columns(count: int, width: int, height: int) -> int:
     """So many that the whole is about half as wide again as high; a few stand in one row."""
     return count if count <= 6 else min(count, math.ceil(math.sqrt(1.5 * count * height / width)))
+
+
+def grid(
+    cells: Sequence[Sequence[Picture | None]],
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    title: str | None = None,
+    cell: int = 200,
+) -> Image.Image:
+    """A labelled table of pictures, each fitted into an equal cell (see ``longer_side``); None leaves a gap."""
+    rows = [[as_image(c) if c is not None else None for c in row] for row in cells]
+    shown = [c for row in rows for c in row if c is not None]
+    if not shown:
+        raise ImageError("a grid needs at least one picture")
+    cell = max(longer_side(c.size, cell) for c in shown)
+    tall = max(c.height / max(c.size) for c in shown)
+    wide = max(c.width / max(c.size) for c in shown)
+    w, h = max(48, round(cell * wide)), max(48, round(cell * tall))
+    font, gap = get_font(14), 8
+    above = [broken(label, font, w, 3) for label in column_labels]
+    beside = [broken(label, font, 150, max(1, h // LINE)) for label in row_labels]
+    left = GAP + (round(max(font.getlength(t) for lines in beside for t in lines)) + 12 if any(beside) else 0)
+    columns = max(len(row) for row in rows)
+    head = max((len(lines) for lines in above), default=0) * LINE
+    sheet = Sheet(left + columns * (w + gap) - gap + GAP, head + len(rows) * (h + gap) - gap - 8, title or "", 0)
+    for number, lines in enumerate(above[:columns]):
+        for line, text in enumerate(lines):
+            y = sheet.top + head - LINE * (len(lines) - line) - 4
+            sheet.draw.text((left + number * (w + gap) + w / 2, y), text, fill=INK, font=font, anchor="ma")
+    for number, row in enumerate(rows):
+        y = sheet.top + head + number * (h + gap)
+        for line, text in enumerate(beside[number] if number < len(beside) else []):
+            middle = y + h / 2 + LINE * (line - (len(beside[number]) - 1) / 2)
+            sheet.draw.text((left - 12, middle), text, fill=INK, font=font, anchor="rm")
+        for column, picture in enumerate(row):
+            if picture is not None:
+                fit = min(w / picture.width, h / picture.height)
+                size = max(1, round(picture.width * fit)), max(1, round(picture.height * fit))
+                x = left + column * (w + gap)
+                sheet.image.paste(resized(picture, size), (x + (w - size[0]) // 2, y + (h - size[1]) // 2))
+    return sheet.image
 
 
 def matrix(

@@ -26,6 +26,10 @@ class TargetError(VitExplainError, ValueError):
     """A class, label or target that the model does not have."""
 
 
+class ContrastError(TargetError):
+    """A contrast of a class with itself, as "top1" may be for one image and not for others."""
+
+
 class OptionError(VitExplainError, ValueError):
     """A method, or an option of a method, that does not exist or is out of range."""
 

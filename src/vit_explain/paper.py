@@ -24,6 +24,12 @@ def resized(image: Image.Image, size: tuple[int, int], smooth: bool = False) -> 
     return image.resize(size, kind)
 
 
+def longer_side(size: tuple[int, int], cell: int) -> int:
+    """Of a picture in a cell: ``cell``, or up to four times as much where else too little would be left of the other
+    side."""
+    return min(4 * cell, max(cell, round(cell * max(size) / (3 * min(size)))))
+
+
 @functools.lru_cache(maxsize=16)
 def get_font(size: int) -> Any:
     """Matplotlib's own font: Pillow's knows no letters beyond English ones, and class names may have them."""

@@ -49,11 +49,15 @@ def places(found: Mapping[str, Rows], metric: Metric) -> dict[str, Place]:
     return placed
 
 
-def interval(rows: NDArray[np.float64], metric: Metric) -> tuple[float, float, float]:
-    """A metric's number over images (n, c), and the middle 95 % of what it is over images drawn with replacement."""
+def with_interval(rows: NDArray[np.float64], metric: Metric) -> tuple[float, tuple[float, float] | None]:
+    """A metric's number over images (n, c), and the middle 95 % of what it is over images drawn with replacement; one
+    image says nothing of others."""
+    value = float(metric.combine(rows[None])[0])
+    if len(rows) == 1:
+        return value, None
     generator = np.random.default_rng(0)
     drawn: list[NDArray[np.float64]] = []
     for _ in range(0, RESAMPLES, CHUNK):
         drawn.append(metric.combine(rows[generator.integers(0, len(rows), (CHUNK, len(rows)))]))
     low, high = np.percentile(np.concatenate(drawn), INTERVAL)
-    return float(metric.combine(rows[None])[0]), float(low), float(high)
+    return value, (float(low), float(high))

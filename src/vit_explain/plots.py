@@ -38,7 +38,8 @@ def intervals(scores: Mapping[str, Score], baselines: Sequence[str], title: str)
         axes = figure.add_subplot()
         for row, name in enumerate(names):
             score, colour = scores[name], GREY if name in baselines else COLOURS[0]
-            axes.plot([score.low, score.high], [row, row], color=colour, linewidth=1.5)
+            if score.interval is not None:
+                axes.plot(score.interval, [row, row], color=colour, linewidth=1.5)
             axes.plot(score.value, row, "o", color=colour, markersize=4)
             if name in baselines:
                 axes.axvline(score.value, color=GREY, linewidth=0.6, linestyle=":")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from .errors import ImageError, OptionError, near
-from .paper import GAP, INK, PAPER, SOFT, Picture, Sheet, as_image, broken, get_font, resized
+from .paper import GAP, INK, PAPER, SOFT, Picture, Sheet, as_image, get_font, resized
 
 UNSIGNED_COLORMAP = "inferno"
 SIGNED_COLORMAP = "RdBu_r"
@@ -183,46 +183,6 @@ def _colour_bar(colormap: str, signed: bool, of_class: bool, height: int) -> Ima
         where = number / (len(names) - 1)
         draw.text((26, 8 + where * (height - 16)), name, fill=INK, font=font, anchor="lm")
     return image
-
-
-def grid(
-    cells: Sequence[Sequence[Picture | None]],
-    row_labels: Sequence[str] = (),
-    column_labels: Sequence[str] = (),
-    title: str | None = None,
-    cell: int = 200,
-) -> Image.Image:
-    """A labelled table of pictures, each fitted into an equal cell whose longer side is ``cell``; None leaves a gap."""
-    rows = [[as_image(c) if c is not None else None for c in row] for row in cells]
-    shown = [c for row in rows for c in row if c is not None]
-    if not shown:
-        raise ImageError("a grid needs at least one picture")
-    tall = max(c.height / max(c.size) for c in shown)
-    wide = max(c.width / max(c.size) for c in shown)
-    w, h = max(48, round(cell * wide)), max(48, round(cell * tall))
-    font, gap = get_font(14), 8
-    above = [broken(label, font, w, 3) for label in column_labels]
-    beside = [broken(label, font, 150, max(1, h // 18)) for label in row_labels]
-    left = GAP + (round(max(font.getlength(t) for lines in beside for t in lines)) + 12 if any(beside) else 0)
-    columns = max(len(row) for row in rows)
-    head = max((len(lines) for lines in above), default=0) * 18
-    sheet = Sheet(left + columns * (w + gap) - gap + GAP, head + len(rows) * (h + gap) - gap - 8, title or "", 0)
-    for number, lines in enumerate(above[:columns]):
-        for line, text in enumerate(lines):
-            y = sheet.top + head - 18 * (len(lines) - line) - 4
-            sheet.draw.text((left + number * (w + gap) + w / 2, y), text, fill=INK, font=font, anchor="ma")
-    for number, row in enumerate(rows):
-        y = sheet.top + head + number * (h + gap)
-        for line, text in enumerate(beside[number] if number < len(beside) else []):
-            middle = y + h / 2 + 18 * (line - (len(beside[number]) - 1) / 2)
-            sheet.draw.text((left - 12, middle), text, fill=INK, font=font, anchor="rm")
-        for column, picture in enumerate(row):
-            if picture is not None:
-                fit = min(w / picture.width, h / picture.height)
-                size = max(1, round(picture.width * fit)), max(1, round(picture.height * fit))
-                x = left + column * (w + gap)
-                sheet.image.paste(resized(picture, size), (x + (w - size[0]) // 2, y + (h - size[1]) // 2))
-    return sheet.image
 
 
 def gif(frames: Sequence[Picture], seconds_per_frame: float = 0.5) -> bytes:

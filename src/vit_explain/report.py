@@ -119,8 +119,9 @@ def _cell(score: Score | None, most: int) -> str:
     if score is None:
         return "<td>–</td>"
     best = ' class="best"' if score.rank == 1 else ""
-    half, of = (score.high - score.low) / 2, "" if score.images == most else f" of {score.images} images"
-    return f"<td{best}>{score.value:.3g} <small>± {half:.2g} · {score.rank}{of}</small></td>"
+    of = "" if score.images == most else f" of {score.images} images"
+    give = "" if score.interval is None else f"± {(score.interval[1] - score.interval[0]) / 2:.2g} · "
+    return f"<td{best}>{score.value:.3g} <small>{give}{score.rank}{of}</small></td>"
 
 
 def _plots(found: Evaluation) -> Iterator[str]:

@@ -17,7 +17,7 @@ from .datasets import Item
 from .errors import OptionError
 from .image import Preprocessing
 from .metric_registry import METRICS
-from .places import Rows, interval, places
+from .places import Rows, places, with_interval
 from .records import Record
 from .registry import Method
 
@@ -36,8 +36,7 @@ class Score:
     """
 
     value: float
-    low: float
-    high: float
+    interval: tuple[float, float] | None  # of a single image none is known
     images: int  # mosaics where the metric is of these
     rank: int
     place: float
@@ -66,7 +65,7 @@ class Evaluation:
             placed = places(rows, METRICS[metric])
             scores = {
                 method: Score(
-                    *interval(np.array(list(own.values())), METRICS[metric]),
+                    *with_interval(np.array(list(own.values())), METRICS[metric]),
                     len(own),
                     placed[method].rank,
                     placed[method].share,
@@ -173,8 +172,8 @@ class Evaluation:
                 "direction": METRICS[metric].direction,
                 "method": method,
                 "value": score.value,
-                "low": score.low,
-                "high": score.high,
+                "low": score.interval[0] if score.interval else None,
+                "high": score.interval[1] if score.interval else None,
                 "rank": score.rank,
                 "images": score.images,
                 "forwards": self.methods[method].forwards,

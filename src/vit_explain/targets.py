@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import TargetError, VitExplainError, near, reason
+from .errors import ContrastError, TargetError, VitExplainError, near, reason
 from .labels import Names
 
 MIXED = "functions, contrasts and classes cannot be mixed in one batch: explain them separately"
@@ -22,7 +22,11 @@ NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 @dataclass(frozen=True)
 class Contrast:
-    """Class ``positive`` rather than class ``negative``: the difference of their logits."""
+    """Class ``positive`` rather than class ``negative``: the difference of their logits.
+
+    Each is a class number or label, or "topN" for an image's N-th best class: ``Contrast("top1", "top2")`` asks why the
+    best one rather than the next.
+    """
 
     positive: int | str
     negative: int | str
@@ -148,21 +152,31 @@ def _expand(
     if callable(target):
         return [Target(_name(target), function=target)]
     if isinstance(target, Contrast):
-        for_, against = (class_number(c, classes, labels) for c in (target.positive, target.negative))
+        for_, against = (
+            best(top)[image][-1] if (top := _top(side, classes)) else class_number(side, classes, labels)
+            for side in (target.positive, target.negative)
+        )
         if for_ == against:
-            raise TargetError(f"a contrast needs two classes, not {label_of(for_, labels)} twice")
+            raise ContrastError(f"a contrast needs two classes, not {label_of(for_, labels)} twice")
         return [Target(f"{label_of(for_, labels)} rather than {label_of(against, labels)}", for_, against)]
-    if isinstance(target, str) and (top := MOST_TOP.fullmatch(target.strip().lower())):
-        most = int(top.group(1))
-        if not 1 <= most <= classes:
-            raise TargetError(f"{target!r}: the model has {classes} classes")
-        return [Target(label_of(number, labels), number) for number in best(most)[image]]
+    if top := _top(target, classes):
+        return [Target(label_of(number, labels), number) for number in best(top)[image]]
     if isinstance(target, bool) or not isinstance(target, (int, str, np.integer)):
         raise TargetError(
             f"a target is a class number, a label, 'top1', a Contrast, a function or a list of them, not {target!r}"
         )
     number = class_number(target if isinstance(target, str) else int(target), classes, labels)
     return [Target(label_of(number, labels), number)]
+
+
+def _top(target: Any, classes: int) -> int | None:
+    """N of "topN"; None for what is something else."""
+    found = MOST_TOP.fullmatch(target.strip().lower()) if isinstance(target, str) else None
+    if found is None:
+        return None
+    if not 1 <= int(found.group(1)) <= classes:
+        raise TargetError(f"{target!r}: the model has {classes} classes")
+    return int(found.group(1))
 
 
 def _label_number(given: str, labels: Sequence[str] | None) -> int:

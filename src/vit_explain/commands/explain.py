@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..arguments import BUNDLED, ORIGINAL_DEFAULT, open_explainer, read_pairs, read_prompts, read_settings
-from ..errors import ImageError
+from ..errors import ContrastError, ImageError
 from ..registry import BEST, choose_method, find
 from ..terminal import complain, print_json, progress, screen
 
@@ -30,7 +30,11 @@ Labels = Annotated[
     str | None, typer.Option(metavar="FILE", help="Class names: one a line, or JSON; by default the model's own.")
 ]
 Against = Annotated[
-    str | None, typer.Option(metavar="CLASS", help="Explain --target rather than this class, or --text than this text.")
+    str | None,
+    typer.Option(
+        metavar="CLASS",
+        help="Explain --target rather than this class, or --text than this text; 'top2' is the second best.",
+    ),
 ]
 Text = Annotated[
     list[str] | None,
@@ -132,8 +136,8 @@ def explain(
                 if verify:
                     explanation = verified(explainer, explanation)
                 files = explanation.save(folder, **given(colormap=colormap, opacity=opacity))
-            except ImageError as error:
-                complain(str(error))
+            except (ImageError, ContrastError) as error:
+                complain(str(error) if isinstance(error, ImageError) else f"{image}: {error}")
                 failed.append({"image": image, "error": str(error)})
             else:
                 if not as_json:

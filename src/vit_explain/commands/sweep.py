@@ -72,7 +72,7 @@ def sweep(
     console = screen()
     announce(console, model, checkpoint)
     explainer = open_explainer(model, checkpoint, labels, device)
-    from .. import render, store
+    from .. import charts, render, store
 
     introduce(console, explainer)
     cells: list[list[Any]] = []
@@ -99,15 +99,15 @@ def sweep(
     title = f"{Path(image).name}: {method}" + (f", {name}" if name else "")
     column_names = [f"discard {column}" for column in columns]
     frames = [
-        render.grid([[line[at] for line in cells]], (), rows, f"{column}: {title}", cell=width)
+        charts.grid([[line[at] for line in cells]], (), rows, f"{column}: {title}", cell=width)
         for at, column in enumerate(column_names)
     ]
     folder = folders([f"{Path(image).stem}-sweep.png"], Path(out))[0]
     files = store.write_folder(
         folder,
         {
-            "sweep.png": render.png(render.grid(cells, rows, column_names, title, cell=width)),
-            "maps.png": render.png(render.grid(maps, rows, column_names, title, cell=width)),
+            "sweep.png": render.png(charts.grid(cells, rows, column_names, title, cell=width)),
+            "maps.png": render.png(charts.grid(maps, rows, column_names, title, cell=width)),
             "sweep.gif": render.gif(same_size(frames), seconds),
         },
         {"image": image, "head_fusions": rows, "discard_ratios": columns, "explanations": records},
