@@ -598,6 +598,18 @@ def test_ranks_intervals_and_standing(folder, explainer, tmp_path):
     assert found.standing == pytest.approx(standing)
 
 
+def test_a_default_device_changes_nothing(folder, explainer, tmp_path):
+    metrics = ["saco", "sensitivity_n", "infidelity", "insertion", "max_sensitivity", "model_randomisation"]
+    options: dict[str, Any] = {"images": 2, "metrics": metrics, "methods": ["gradient_rollout"]}
+    expected = run(folder, explainer, tmp_path / "without", **options).table()
+    with torch.device("meta"):
+        found = run(folder, explainer, tmp_path / "with", **options).table()
+    times = ("seconds",)
+    assert [{k: v for k, v in row.items() if k not in times} for row in found] == [
+        {k: v for k, v in row.items() if k not in times} for row in expected
+    ]
+
+
 def test_one_image_has_no_interval():
     assert with_interval(np.array([[0.3]]), METRICS["gini"]) == (0.3, None)
 

@@ -45,6 +45,14 @@ def test_a_method_that_finds_the_patch_is_believed(knowing, method):
     assert findings["class"]["believable"] == ("class" not in summary)
 
 
+def test_a_default_device_changes_no_verdict(knowing):
+    pixels = planted_picture(PATCH)
+    explanation = knowing.explain(pixels, "gae", 1)
+    expected = verify(knowing, explanation, pixels).verdicts
+    with torch.device("meta"):
+        assert verify(knowing, explanation, pixels).verdicts == expected
+
+
 def test_noise_is_not_believed(knowing):
     summary, findings = verdict_of(knowing, "random")
     assert summary.startswith("Do not rely on this map: ")

@@ -18,6 +18,7 @@ from .errors import CaptureError, ModelError, TargetError
 from .hooks import hooked
 from .matching import by_window
 from .modules import evaluation_mode
+from .surroundings import callers
 from .tap import AttentionTap
 from .types import Anatomy, Layer, Trace
 
@@ -62,7 +63,8 @@ def look(
             seen.layers = tap.layers
         if anatomy is not None and "biases" in needs:
             _watch_biases(stack, model, pixels, seen, anatomy)
-        seen.output = model(pixels)
+        with callers():
+            seen.output = model(pixels)
     if anatomy is not None:
         _check_complete(seen, needs, anatomy)
     return seen

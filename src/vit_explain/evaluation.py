@@ -22,9 +22,11 @@ from .records import Records, alone
 from .registry import METHODS, Method, choose_methods
 from .results import Evaluation
 from .scoring import BASELINES, Explained, Progress, Scoring
+from .surroundings import own
 from .weights import digest
 
 
+@own()
 def evaluate(
     data: str | Path,
     model: nn.Module | str | Explainer = "bundled",

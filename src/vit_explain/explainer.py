@@ -29,6 +29,7 @@ from .photos import DEFAULT_MAX_PIXELS
 from .prompts import Prompted
 from .registry import BEST, METHODS, Method, choose_method, choose_methods, find
 from .sharing import DIFFERENTIATED, Asked, Result, SharedLook, all_needs, groups
+from .surroundings import own
 from .targets import Target, resolve, spread
 from .types import Anatomy, Layer
 
@@ -79,6 +80,7 @@ class Explainer:
         """Class names, where they are known; looked up when first asked for, since ImageNet's fill megabytes."""
         return self.family.labels(self.plain)
 
+    @own()
     def explain(
         self,
         images: Any,
@@ -105,6 +107,7 @@ class Explainer:
         results, _ = self._run(prepared.pixels, [asked], target)
         return self._explanation(asked, results[asked.name], prepared, time.perf_counter() - began)
 
+    @own()
     def compare(
         self,
         images: Any,
@@ -178,6 +181,7 @@ class Explainer:
         # A tensor made in inference mode could not be part of a caller's own graph.
         return (maps.clone() if maps.is_inference() else maps).to(inputs.device)
 
+    @own()
     def result(
         self,
         inputs: Tensor,
@@ -192,6 +196,7 @@ class Explainer:
         results, _ = self._run(checked_pixels(inputs), [asked], target)
         return results[asked.name]
 
+    @own()
     def calls(self, inputs: Tensor) -> tuple[Anatomy, list[Layer]]:
         """What the family says of preprocessed (B, C, H, W) pixels, and the attention calls that one look sees.
 
@@ -204,6 +209,7 @@ class Explainer:
         trace, _ = subject.look(pixels, frozenset({"attention"}))
         return subject.anatomy, trace.layers if trace.pool is None else [*trace.layers, trace.pool]
 
+    @own()
     def best(self, target: Any = None, inputs: Any = None) -> Method:
         """The method at the head of the leaderboard, of those of one forward and at most one backward that can explain
         this model. ``inputs``: the preprocessed tensor, where that is to be explained and no photo.

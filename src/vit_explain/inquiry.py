@@ -18,8 +18,8 @@ from .family import Family
 from .hooks import hooked
 from .matching import match
 from .modules import evaluation_mode
-from .precision import with_autocast
 from .seeds import fingerprint
+from .surroundings import callers
 from .targets import Target, probabilities, score
 from .types import Anatomy, Trace
 
@@ -63,7 +63,6 @@ class Subject:
     report: Report | None = None  # where methods of many forwards say how far they are
     black: tuple[float, ...] = ()  # see ``types.Inquiry``
     pieces: int = 1  # what a forward would take is parted into so many, for want of memory
-    mixed: torch.dtype | None = None  # of the caller's autocast, where a method runs without it
 
     def look(
         self,
@@ -83,7 +82,7 @@ class Subject:
                 f"{self.family.name(self.model)} was made inside torch.inference_mode(), so nothing can be "
                 "differentiated through it: make it outside, or give copy.deepcopy(model), made outside"
             )
-        with torch.set_grad_enabled(gradient), with_autocast(pixels.device, self.mixed), within or nullcontext():
+        with torch.set_grad_enabled(gradient), within or nullcontext():
             if "pixels" in needs:
                 pixels = pixels.detach().requires_grad_()
             seen = look(self.model, pixels, needs, self.anatomy, shortened=shortened)
@@ -110,7 +109,7 @@ class Subject:
         self, trace: Trace, output: Any, targets: Sequence[Target], needs: frozenset[str], *, keep_graph: bool
     ) -> Trace:
         """The trace with what concerns these targets, one an image: y, its gradients, and the way to look again."""
-        with torch.enable_grad(), with_autocast(trace.pixels.device, self.mixed):
+        with torch.enable_grad():
             value = score(targets, self.family.logits(output), output)
             if "gradient" in needs:
                 keep = keep_graph or "graph" in needs
@@ -150,7 +149,7 @@ class Subject:
         tokens; ``of`` (R,) says which picture each row is of, by default the one or only one. Pictures are made into
         tokens once.
         """
-        with evaluation_mode(self.model) as modules, with_autocast(pixels.device, self.mixed):
+        with evaluation_mode(self.model) as modules, callers():
             if keep is None:
                 output = self.model(pixels)
             else:
@@ -254,8 +253,7 @@ class ModelInquiry:
         return torch.stack([score(column, scores, output) for column in columns])
 
     def lens(self, tokens: Tensor) -> Any:
-        mode = with_autocast(tokens.device, self.subject.mixed)
-        with evaluation_mode(self.subject.model) as modules, as_written(modules), mode:
+        with evaluation_mode(self.subject.model) as modules, as_written(modules), callers():
             return self.subject.family.lens(self.subject.model, tokens)
 
     def value(self, output: Any, *, probability: bool = False) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from .explainer import Explainer
 from .registry import METHODS, by_family, find
 from .sharing import layout_refusal
+from .surroundings import own
 from .types import Layer, Readout
 
 
@@ -41,6 +42,7 @@ class Inspection:
         return asdict(self)
 
 
+@own()
 def inspect(explainer: Explainer) -> Inspection:
     """Look at the model once with a picture of noise.
 

@@ -16,6 +16,7 @@ from .randomised import Randomised
 from .registry import OTHERS, Method
 from .removal import Pictures
 from .sharing import clock
+from .surroundings import callers
 from .types import Attribution
 
 
@@ -55,7 +56,7 @@ class Judge:
 
         def explained(explainer: Explainer, pixels: Tensor, classes: Tensor, at_once: bool = False) -> Attribution:
             if method.family == OTHERS:
-                with torch.enable_grad():
+                with torch.enable_grad(), callers():
                     found = method.run(explainer.plain, pixels.clone(), classes)  # which its code may change
                 return Attribution(_checked(method, found, pixels, pictures))
             wanted = classes.tolist() if method.class_specific else None

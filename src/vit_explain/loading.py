@@ -13,10 +13,12 @@ from .errors import ModelError, near, reason
 from .family import FAMILIES, Family
 from .huggingface import PREFIX as FOLDERS
 from .registry import find
+from .surroundings import own
 
 DEFAULT_MODEL = "bundled"
 
 
+@own()
 def load_model(
     name: str = DEFAULT_MODEL, *, checkpoint: str | Path | None = None, device: str | torch.device = "cpu"
 ) -> nn.Module:

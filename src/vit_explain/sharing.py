@@ -14,7 +14,6 @@ from torch import Tensor
 from .artifacts import warned
 from .errors import ModelError, TargetError, VitExplainError
 from .inquiry import Columns, ModelInquiry, Subject, Tally
-from .precision import mixed, without_autocast
 from .registry import Method
 from .targets import Target
 from .types import Anatomy, Attribution, Trace
@@ -204,13 +203,12 @@ class SharedLook:
             return
         one.begin(calls)
         began = self._clock()
-        subject = dataclasses.replace(self._subject, report=one.tally, mixed=mixed(self._device))
+        subject = dataclasses.replace(self._subject, report=one.tally)
         known = self._known.setdefault(one.name, {})
         inquiry = ModelInquiry(subject, self._images, tuple(map(tuple, columns)), number, known)
         own = dataclasses.replace(narrowed(trace, one.needs), inquiry=inquiry)
         try:
-            with without_autocast(self._device):
-                found = one.method.run(own, **one.settings)
+            found = one.method.run(own, **one.settings)
         except VitExplainError as error:
             if self._refused is None:
                 raise

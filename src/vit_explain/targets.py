@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .errors import ContrastError, TargetError, VitExplainError, near, reason
 from .labels import Names
+from .surroundings import callers
 
 MIXED = "functions, contrasts and classes cannot be mixed in one batch: explain them separately"
 MOST_TOP = re.compile(r"top[-_ ]?([0-9]{1,9})")
@@ -117,7 +118,8 @@ def _returned(targets: Sequence[Target], output: Any) -> Tensor:
 
 def _called(function: Callable[[Any], Any], output: Any) -> Any:
     try:
-        return function(output)
+        with callers():
+            return function(output)
     except (VitExplainError, torch.cuda.OutOfMemoryError):  # of the latter, fewer images are tried
         raise
     except Exception as error:

@@ -24,6 +24,7 @@ from .metrics.insertion import insertion
 from .metrics.model_randomisation import model_randomisation
 from .registry import METHODS, find
 from .seeds import uniform_noise
+from .surroundings import own
 
 CHANCE = 8  # maps of chance, each of which a map must beat: half of them the map itself put elsewhere
 FAR = 0.25  # of an axis: how far at least
@@ -71,6 +72,7 @@ class Verdict:
         return {"summary": self.summary, "findings": [asdict(finding) for finding in self.findings]}
 
 
+@own()
 def verify(
     model: nn.Module | str | Explainer, explanation: Explanation, inputs: Tensor | None = None, *, seed: int = 0
 ) -> Explanation:

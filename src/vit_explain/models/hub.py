@@ -20,6 +20,7 @@ from ..huggingface import IMAGENET
 from ..image import Preprocessing
 from ..modules import evaluation_mode
 from ..structure import anatomy_of, check_size, output_projection, pair, part, replayed
+from ..surroundings import callers
 from ..types import Anatomy, Attends, Readout
 
 PARTS = ("patch_embed.proj", "cls_token", "pos_embed", "blocks")
@@ -82,7 +83,8 @@ class TorchHubViT:
         ):
             drawn = torch.randn(1, prefix + grid[0] * grid[1], width, generator=generator)
             tokens = drawn.to(inner.cls_token.device).requires_grad_()
-            output = self.logits(self.lens(model, tokens))
+            with callers():
+                output = self.logits(self.lens(model, tokens))
             # A plain sum of what a norm puts out is the same whatever goes in.
             weights = torch.randn(output.shape, generator=generator).to(output)
             (gradient,) = torch.autograd.grad((output * weights).sum(), tokens)
