@@ -32,6 +32,7 @@ LEVELS = [
         "seeds",
         "selection",
         "superpixels",
+        "surroundings",
         "terminal",
     },
     {"saved", "types", "weights"},
