@@ -63,6 +63,14 @@ def test_new_tensors_go_by_the_model_and_not_by_the_default(name, vit, pixels):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_new_tensors_are_where_the_others_are_whatever_the_default(name, vit, pixels):
+    explainer, target, options = Explainer(vit), target_for(name, 1), quick(name)
+    expected = explainer.explain(pixels[:1], name, target, **options).relevance
+    with torch.device("meta"):
+        np.testing.assert_array_equal(explainer.explain(pixels[:1], name, target, **options).relevance, expected)
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_conformance(name, any_model, pixels, request):
     """Shape, finite, deterministic, signed as declared, a batch equals singles; or a refusal that helps."""
     explainer, options = Explainer(any_model), quick(name)

@@ -6,10 +6,11 @@ which would put new tensors elsewhere than those they go with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -35,16 +36,9 @@ def own() -> Iterator[None]:
     if settings is None:
         yield
         return
-    token = _CALLERS.set(settings)
-    try:
-        with ExitStack() as stack:
-            for kind in settings.autocast:
-                stack.enter_context(torch.autocast(kind, enabled=False))
-            if settings.device is not None:
-                stack.enter_context(PROCESSOR)
-            yield
-    finally:
-        _CALLERS.reset(token)
+    undone = [torch.autocast(kind, enabled=False) for kind in settings.autocast]
+    with _entered([*undone, *([PROCESSOR] if settings.device else [])], settings):
+        yield
 
 
 @contextmanager
@@ -54,13 +48,19 @@ def callers() -> Iterator[None]:
     if settings is None:
         yield
         return
-    token = _CALLERS.set(None)
+    again = [torch.autocast(kind, dtype) for kind, dtype in settings.autocast.items()]
+    with _entered([*again, *([settings.device] if settings.device else [])], None):
+        yield
+
+
+@contextmanager
+def _entered(contexts: Sequence[AbstractContextManager[Any]], undone: _Settings | None) -> Iterator[None]:
+    """Inside all of these, where ``undone`` is what ``callers`` puts back."""
+    token = _CALLERS.set(undone)
     try:
         with ExitStack() as stack:
-            for kind, dtype in settings.autocast.items():
-                stack.enter_context(torch.autocast(kind, dtype))
-            if settings.device is not None:
-                stack.enter_context(settings.device)
+            for context in contexts:
+                stack.enter_context(context)
             yield
     finally:
         _CALLERS.reset(token)
