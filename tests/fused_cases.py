@@ -14,7 +14,7 @@ from torch import Tensor
 sys.path.append(str(Path(__file__).parents[1] / "src"))
 from vit_explain import attention_paths as paths
 from vit_explain import fused
-from vit_explain.types import Layer
+from vit_explain.layer import Layer
 
 # (B, H, queries, keys, channels, channels of values): not of whole tiles, one query, other channels
 SHAPES = ((2, 3, 70, 70, 16, 16), (1, 2, 1, 133, 24, 40), (2, 1, 65, 64, 64, 64))

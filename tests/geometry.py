@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from vit_explain import Explainer
 from vit_explain.inquiry import Subject
+from vit_explain.layer import Layer
 from vit_explain.placed import descended, from_keys, unmerged
-from vit_explain.types import Layer, Trace
+from vit_explain.types import Trace
 
 
 def looked(model: nn.Module, pixels: Tensor) -> Trace:

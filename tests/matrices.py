@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from vit_explain import Explainer
 from vit_explain.inquiry import Subject
+from vit_explain.layer import Layer
 from vit_explain.targets import Target
-from vit_explain.types import Layer, Trace
+from vit_explain.types import Trace
 
 # The full mean attention of a block and its residual, each (leaving, entering), and the merge below it or None.
 Full = tuple[Tensor, Tensor, Tensor | None]

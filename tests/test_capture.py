@@ -16,11 +16,12 @@ from small_models import SIZE, small, unfused_attention
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from vit_explain import Explainer, types
+from vit_explain import Explainer
 from vit_explain.capture import look
 from vit_explain.compiled import as_written
 from vit_explain.errors import CaptureError, ModelError, TargetError
 from vit_explain.family import family_of
+from vit_explain.layer import BLOCK_ELEMENTS
 from vit_explain.modules import evaluation_mode, modules_of
 from vit_explain.tap import AttentionTap
 
@@ -41,7 +42,7 @@ def test_blocks_cover_everything_whatever_their_size(vit, pixels, monkeypatch):
     layers = look(vit, pixels, {"attention"}).layers
     whole = layers[0].attention()
     for elements in (1, 40, 300, 10**9):
-        monkeypatch.setitem(types.BLOCK_ELEMENTS, "cpu", elements)
+        monkeypatch.setitem(BLOCK_ELEMENTS, "cpu", elements)
         seen = torch.zeros_like(whole)
         for images, rows in layers[0].blocks():
             seen[images, :, rows] += layers[0].attention(images, rows)

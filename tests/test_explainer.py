@@ -17,9 +17,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vit_explain import Explainer, Explanation, explain, list_methods, load_model, types
+from vit_explain import Explainer, Explanation, explain, list_methods, load_model
 from vit_explain.errors import ImageError, ModelError, OptionError, OutputError, TargetError, VitExplainError
 from vit_explain.image import Preprocessing
+from vit_explain.layer import BLOCK_ELEMENTS
 from vit_explain.store import read_folder
 
 METHODS = {method.name: method for method in list_methods()}
@@ -305,7 +306,7 @@ def test_attention_of_all_heads_is_never_held_at_once(name, anatomy, tokens, pix
     """Rows are derived in blocks, and how large the blocks are changes no map."""
     explainer, target = Explainer(small(anatomy)), target_for(name, 1)
     expected = explainer.explain(pixels[:1], name, target, **quick(name)).relevance
-    monkeypatch.setitem(types.BLOCK_ELEMENTS, "cpu", 2 * 3 * tokens)
+    monkeypatch.setitem(BLOCK_ELEMENTS, "cpu", 2 * 3 * tokens)
     with Matrices(3, tokens) as matrices:
         found = explainer.explain(pixels[:1], name, target, **quick(name)).relevance
     assert not matrices.seen

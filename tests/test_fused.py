@@ -14,8 +14,8 @@ import torch
 from small_models import SIZE, small
 
 from vit_explain import Explainer, attention_paths, fused
+from vit_explain.layer import ALL, Layer
 from vit_explain.propagate import fused_blocks
-from vit_explain.types import ALL, Layer
 
 CASES = Path(__file__).parent / "fused_cases.py"
 

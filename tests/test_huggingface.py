@@ -17,7 +17,7 @@ from small_models import SIZE
 
 from vit_explain import Explainer, list_models, load_model
 from vit_explain.errors import ModelError
-from vit_explain.huggingface import preprocessing_of
+from vit_explain.hf_pictures import preprocessing_of
 from vit_explain.image import Preprocessing, prepare
 
 transformers = pytest.importorskip("transformers")

@@ -15,13 +15,14 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, VisionTransformer
 from torch import Tensor
 
-from vit_explain import Contrast, Explainer, artifacts, types
+from vit_explain import Contrast, Explainer, artifacts
 from vit_explain.contributions import grams, squared_norms
 from vit_explain.errors import ModelError, OptionError
 from vit_explain.heads import of_patches
+from vit_explain.layer import BLOCK_ELEMENTS, Layer
 from vit_explain.methods.attention_distance import attention_distance
 from vit_explain.methods.attention_entropy import attention_entropy
-from vit_explain.types import Anatomy, Attribution, Layer, Readout, Trace
+from vit_explain.types import Anatomy, Attribution, Readout, Trace
 
 Array = NDArray[Any]
 PATCHES = GRID[0] * GRID[1]
@@ -246,7 +247,7 @@ def test_blocks_do_not_change_what_is_found(pixels, monkeypatch):
     methods = ("attention_distance", "attention_entropy", "logit_lens", "value_norm", "globenc", "alti")
     whole = {method: Explainer(model).explain(pixels, method).relevance for method in methods}
     for elements in (1, 500):
-        monkeypatch.setitem(types.BLOCK_ELEMENTS, "cpu", elements)
+        monkeypatch.setitem(BLOCK_ELEMENTS, "cpu", elements)
         for method in methods:
             parted = Explainer(model).explain(pixels, method).relevance
             np.testing.assert_allclose(parted, whole[method], rtol=1e-4, atol=1e-6)

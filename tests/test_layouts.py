@@ -31,9 +31,9 @@ from vit_explain.errors import ModelError, OptionError
 from vit_explain.family import family_of
 from vit_explain.image import Preprocessing
 from vit_explain.inspection import inspect
+from vit_explain.layer import Layer
 from vit_explain.matching import match
 from vit_explain.registry import METHODS
-from vit_explain.types import Layer
 
 SIDE = (32, 48)
 SWIN: dict[str, Any] = {"img_size": SIDE, "patch_size": 4, "window_size": 2, "embed_dim": 12, "depths": (2, 2),

@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from vit_explain import Explainer
 from vit_explain.biases import BiasTap
+from vit_explain.layer import Layer
 from vit_explain.multihead import ASKS, OPENED, WHOLE
 from vit_explain.tap import AttentionTap
-from vit_explain.types import Layer
 
 B, N, M, D, H = 3, 7, 5, 8, 2
 

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from vit_explain import Explainer, list_models
 from vit_explain.errors import ModelError
 from vit_explain.family import family_of
+from vit_explain.layer import Layer
 from vit_explain.layouts import merging, overlaps, whole
-from vit_explain.types import Layer
 
 CAFORMER: dict[str, Any] = {
     "token_mixers": [SepConv, SepConv, Attention, Attention],

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from vit_explain import Explainer, VITAttentionGradRollout, VITAttentionRollout
 from vit_explain.errors import OptionError
+from vit_explain.layer import Layer
 from vit_explain.methods.gradient_rollout import gradient_rollout
 from vit_explain.methods.rollout import rollout
 from vit_explain.propagate import carry, discard_lowest, fuse, roll_out
-from vit_explain.types import Anatomy, Layer, Readout, Trace
+from vit_explain.types import Anatomy, Readout, Trace
 
 FUSIONS = ("mean", "min", "max")
 RATIOS = (0.0, 0.3, 0.9, 0.999)

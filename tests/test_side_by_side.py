@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vit_explain import Explainer, list_models
 from vit_explain.errors import ModelError
-from vit_explain.types import Layer
+from vit_explain.layer import Layer
 
 SIDE = (32, 48)
 VIT: dict[str, Any] = {"img_size": SIDE, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 4}

@@ -20,10 +20,11 @@ from vit_explain import Explainer
 from vit_explain.errors import ModelError, OptionError, TargetError
 from vit_explain.family import family_of
 from vit_explain.inquiry import Subject
+from vit_explain.layer import ALL
 from vit_explain.relevance_rules import attention_relevance, sum_rule
 from vit_explain.relprop import RelevanceMode, relevances
 from vit_explain.targets import Contrast, Target
-from vit_explain.types import ALL, Trace
+from vit_explain.types import Trace
 
 TARGETS = (0, 1, 3)
 # The rules differ between them: one token read, with LayerScale and registers, or all of them averaged.

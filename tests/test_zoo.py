@@ -13,8 +13,8 @@ import torch
 from vit_explain import list_models
 from vit_explain.capture import look
 from vit_explain.family import family_of
+from vit_explain.layer import Layer
 from vit_explain.matching import match
-from vit_explain.types import Layer
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 

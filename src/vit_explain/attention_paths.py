@@ -12,11 +12,12 @@ from torch import Tensor
 from .capture import with_gradient
 from .errors import OptionError, TargetError
 from .fused import Fusable, fuses
+from .layer import ALL, Layer
 from .matching import read_queries
 from .placed import by_block, from_keys, skipped, unmerged, windowed
 from .propagate import HeadFusion, Weights, fused_blocks
 from .tap import AttentionTap
-from .types import ALL, Inquiry, Layer, Readout, Trace
+from .types import Inquiry, Readout, Trace
 
 # What a look has to keep for ``read_attention``.
 READ_NEEDS = ("attention", "tokens", "graph")

@@ -16,11 +16,12 @@ from .biases import BiasTap
 from .compiled import as_written
 from .errors import CaptureError, ModelError, TargetError
 from .hooks import hooked
+from .layer import Layer
 from .matching import by_window
 from .modules import evaluation_mode
 from .surroundings import callers
 from .tap import AttentionTap
-from .types import Anatomy, Layer, Trace
+from .types import Anatomy, Trace
 
 
 @dataclass(eq=False)

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from .layer import Layer, block_elements
 from .propagate import pooled_row
-from .types import Layer, Trace, block_elements
+from .types import Trace
 
 # (number of a layer, rows) -> (images, rows, (b, rows, M) of no negative numbers), block by block
 Contributions = Callable[[int, slice], Iterator[tuple[slice, slice, Tensor]]]

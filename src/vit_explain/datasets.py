@@ -57,8 +57,9 @@ def read_dataset(source: str | Path, labels: Sequence[str] | None, classes: int)
 
     ``source``: a folder with one folder of pictures a class, named by label, number or WordNet id; a folder of pictures
     alone; a ``.csv``, ``.json`` or ``.jsonl`` list whose rows hold ``image`` and, as far as they are known, ``label``,
-    ``left``, ``top``, ``right``, ``bottom`` (pixels; a row a box) or ``mask``, of one class a picture; or a folder that
-    Hugging Face's datasets saved. ``labels``, ``classes``: the model's. Raises ``ImageError``.
+    ``left``, ``top``, ``right``, ``bottom`` (pixels; a row a box) or ``mask``, of one class a picture, both of the
+    picture upright, as its EXIF data turn it; or a folder that Hugging Face's datasets saved. ``labels``, ``classes``:
+    the model's. Raises ``ImageError``.
     """
     path = Path(source)
     if path.is_file() and path.suffix in (".csv", ".json", ".jsonl"):

@@ -56,7 +56,7 @@ ARITHMETIC = {
 
 @dataclass(frozen=True)
 class Product:
-    """Weights times values, in the shapes that ``types.Layer`` has, or with windows in a dimension of their own; and
+    """Weights times values, in the shapes that ``layer.Layer`` has, or with windows in a dimension of their own; and
     the product's own shape from and to these."""
 
     weights: Tensor  # (B, H, N, M)

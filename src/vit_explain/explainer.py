@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,21 +16,23 @@ from torch import Tensor, nn
 from . import methods as _registers_them  # noqa: F401
 from ._version import __version__
 from .comparison import Comparison
-from .errors import CaptureError, ModelError, OptionError, TargetError
+from .errors import ModelError, OptionError, TargetError
 from .explanation import Explanation
 from .family import family_of, unwrap
 from .image import Preprocessing
 from .inputs import Inputs, checked_pixels, read
 from .inquiry import Subject, Tally
+from .layer import Layer
 from .leaderboard import best
 from .loading import DEFAULT_MODEL, load_model
 from .photos import DEFAULT_MAX_PIXELS
 from .prompts import Prompted
 from .registry import BEST, METHODS, Method, choose_method, choose_methods, find
-from .sharing import DIFFERENTIATED, Asked, Result, SharedLook, all_needs, groups
+from .running import Runner
+from .sharing import Asked, Result
 from .surroundings import own
-from .targets import Target, resolve, spread
-from .types import Anatomy, Layer
+from .targets import Target
+from .types import Anatomy
 
 RGB = 3
 
@@ -65,20 +66,19 @@ class Explainer:
         self.family = family_of(unwrap(model) if isinstance(model, nn.Module) else model)
         self.model = model
         self.checkpoint = None if checkpoint is None else str(checkpoint)
-        self._pieces = 1  # see ``Subject``; grows where an accelerator's memory runs out
         self.plain = unwrap(model)
         self.model_name = self.family.name(self.plain)
-        self.preprocessing = preprocessing or self.family.preprocessing(self.plain)
-        if labels is not None:
-            classes = self.family.classes(self.plain)
-            if len(labels) != classes:
-                raise ModelError(f"{len(labels)} labels were given, but {self.model_name} has {classes} classes")
-            self.labels = list(labels)
+        self._runner = Runner(self.plain, self.family, preprocessing, labels)
 
-    @functools.cached_property
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How pictures become pixels."""
+        return self._runner.preprocessing
+
+    @property
     def labels(self) -> list[str] | None:
-        """Class names, where they are known; looked up when first asked for, since ImageNet's fill megabytes."""
-        return self.family.labels(self.plain)
+        """Class names, where they are known."""
+        return self._runner.labels
 
     @own()
     def explain(
@@ -104,7 +104,7 @@ class Explainer:
         began = time.perf_counter()
         asked = self._asked(method, target, options, progress, images)
         prepared = read(images, self.preprocessing, max_pixels)
-        results, _ = self._run(prepared.pixels, [asked], target)
+        results, _ = self._runner.run(prepared.pixels, [asked], target)
         return self._explanation(asked, results[asked.name], prepared, time.perf_counter() - began)
 
     @own()
@@ -146,9 +146,9 @@ class Explainer:
         prepared = read(images, self.preprocessing, max_pixels)
         refused: dict[str, str] = {}
         if target is None and self.family.classes(self.plain) == 0:
-            refused = {method.name: self._headless for method in chosen if method.class_specific}
+            refused = {method.name: self._runner.headless for method in chosen if method.class_specific}
             asked = [one for one in asked if one.name not in refused]
-        results, look_seconds = self._run(prepared.pixels, asked, target, refused, timed=True)
+        results, look_seconds = self._runner.run(prepared.pixels, asked, target, refused, timed=True)
         if not results:
             raise ModelError(next(iter(refused.values())))
         anatomy = self.subject(prepared.pixels[:1])[0].anatomy
@@ -193,7 +193,7 @@ class Explainer:
     ) -> Result:
         """What ``attribute`` returns, with all that the method says beside it."""
         asked = self._asked(method, target, options, progress, inputs)
-        results, _ = self._run(checked_pixels(inputs), [asked], target)
+        results, _ = self._runner.run(checked_pixels(inputs), [asked], target)
         return results[asked.name]
 
     @own()
@@ -217,6 +217,10 @@ class Explainer:
         pixels = inputs if isinstance(inputs, Tensor) else torch.zeros(1, RGB, *self.preprocessing.size)
         anatomy = self.subject(checked_pixels(pixels)[:1])[0].anatomy
         return best(anatomy, classes=target is not None or self.family.classes(self.plain) > 0)
+
+    def subject(self, pixels: Tensor) -> tuple[Subject, Tensor]:
+        """See ``Runner.subject``."""
+        return self._runner.subject(pixels)
 
     def _asked(
         self,
@@ -255,89 +259,6 @@ class Explainer:
             versions=_versions(),
             checkpoint=self.checkpoint,
         )
-
-    def _run(
-        self,
-        pixels: Tensor,
-        asked: Sequence[Asked],
-        target: Any,
-        refused: dict[str, str] | None = None,
-        *,
-        timed: bool = False,
-    ) -> tuple[dict[str, Result], float]:
-        """What each method says, by name, and the seconds of the looks that several of them shared.
-
-        ``refused``, ``timed``: see ``SharedLook``; without the former the first refusal is raised.
-        """
-        found: dict[str, Result] = {}
-        shared, waiting = 0.0, groups(asked)
-        while waiting:
-            group = waiting.pop(0)
-            try:
-                results, seconds = self._together(pixels, group, target, refused, timed)
-            except (CaptureError, ModelError) as error:
-                if refused is None:
-                    raise
-                if len(group) > 1:  # no look serves them all, so each gets its own, or its own reason
-                    waiting[:0] = [[one] for one in group]
-                else:
-                    refused[group[0].name] = str(error)
-                continue
-            found |= results
-            if len(group) == 1:
-                group[0].seconds += seconds
-            else:
-                shared += seconds
-        return found, shared
-
-    def _together(
-        self, pixels: Tensor, group: Sequence[Asked], target: Any, refused: dict[str, str] | None, timed: bool
-    ) -> tuple[dict[str, Result], float]:
-        """What methods that share a look say, and the seconds of the look."""
-        images, seconds = len(pixels), 0.0
-        classes = any(one.method.class_specific for one in group)
-        wanted = spread("top1" if target is None else target, images) if classes else None
-        parts: list[dict[str, Result]] = []
-        # Whatever mode the caller is in: inside torch.inference_mode() nothing could be differentiated, and outside
-        # of it what is never differentiated takes longer.
-        subject, _ = self.subject(pixels[:1])
-        last, first = not DIFFERENTIATED & all_needs(group) and not subject.anatomy.remembers, 0
-        with torch.inference_mode(last), torch.no_grad():
-            while first < images:
-                some = slice(first, first + subject.together)
-                try:
-                    look = SharedLook(subject, self._ready(pixels[some]), group, refused, timed=timed)
-                    columns = self._columns(wanted[some], look.logits) if wanted else []
-                    parts.append(look.results(columns, images - first))
-                except torch.cuda.OutOfMemoryError as error:
-                    if subject.together == subject.rows() == 1:
-                        names, size = ", ".join(one.name for one in group), "x".join(map(str, pixels.shape[2:]))
-                        raise ModelError(f"{names}: the device has no memory for one image of {size} pixels") from error
-                    self._pieces *= 2
-                    subject, look = dataclasses.replace(subject, pieces=self._pieces), None
-                else:
-                    seconds, first = seconds + look.seconds, some.stop
-        return {name: Result.joined([part[name] for part in parts]) for name in parts[-1]}, seconds
-
-    def subject(self, pixels: Tensor) -> tuple[Subject, Tensor]:
-        """The model at the size of (B, C, H, W) pixels, and the pixels as it takes them: its device and precision."""
-        channels, height, width = pixels.shape[1:]
-        anatomy = self.family.anatomy(self.plain, (channels, height, width))
-        black = self.preprocessing.black
-        return Subject(self.plain, self.family, anatomy, black=black, pieces=self._pieces), self._ready(pixels)
-
-    def _ready(self, pixels: Tensor) -> Tensor:
-        reference = next((p for p in self.plain.parameters() if p.is_floating_point()), pixels)
-        return pixels.to(reference.device, reference.dtype, copy=pixels.is_inference())
-
-    @property
-    def _headless(self) -> str:
-        return f"{self.model_name} has no classifier head: give a function of its output as target"
-
-    def _columns(self, wanted: list[list[Any]], logits: Tensor) -> list[list[Target]]:
-        if self.family.classes(self.plain) == 0 and not all(callable(one) for row in wanted for one in row):
-            raise TargetError(self._headless)
-        return resolve(wanted, logits, self.labels)
 
 
 def explain(

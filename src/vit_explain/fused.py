@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeGuard
 import torch
 from torch import Tensor
 
-from .types import Layer
+from .layer import Layer
 
 MOST_CHANNELS = 64  # of a head; tiles of more would not fit
 SHARED_MEMORY = 163_840  # bytes that the tiles of float32 take of a block's shared memory

@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .layer import ALL
 from .options import nth
-from .types import ALL, Trace
+from .types import Trace
 
 Head = int | Literal["mean", "max", "min"]
 

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from .explainer import Explainer
+from .layer import Layer
 from .registry import METHODS, by_family, find
 from .sharing import layout_refusal
 from .surroundings import own
-from .types import Layer, Readout
+from .types import Readout
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .types import Anatomy, Placement, Plan, Readout
+from .layer import Placement
+from .types import Anatomy, Plan, Readout
 
 Grid = tuple[int, int]
 

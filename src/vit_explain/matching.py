@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from .errors import CaptureError
-from .types import Anatomy, Layer, Placement, Plan, Readout
+from .layer import Layer, Placement
+from .types import Anatomy, Plan, Readout
 
 
 def match(layers: list[Layer], anatomy: Anatomy) -> tuple[list[Layer], Layer | None]:

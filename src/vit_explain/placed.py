@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .types import Layer, Placement
+from .layer import Layer, Placement
 
 
 def by_block(layers: list[Layer]) -> list[list[Layer]]:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from .errors import OptionError
 from .fused import fused_mean, fuses
+from .layer import ALL, Layer, block_elements
 from .options import Range
 from .placed import by_block, from_keys, skipped, unmerged, unwindowed, windowed
 from .selection import zero_lowest
-from .types import ALL, Layer, Trace, block_elements
+from .types import Trace
 
 HeadFusion = Literal["mean", "min", "max"]
 DiscardRatio = Annotated[float, Range(0.0, 1.0, below=True)]

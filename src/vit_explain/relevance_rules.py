@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .types import Layer
+from .layer import Layer
 
 TINY = 1e-9
 

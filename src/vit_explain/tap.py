@@ -17,9 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from .eager import Eager
 from .errors import CaptureError
+from .layer import Layer
 from .multihead import WHOLE, added, for_each_head, multi_head_attention
 from .slabs import Slab
-from .types import Layer
 
 
 class AttentionTap(TorchFunctionMode):

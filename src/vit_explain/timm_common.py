@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from .errors import ModelError, reason
 from .family import Placed
 from .image import Preprocessing
+from .layer import Placement
 from .layouts import Grid, laid_out, merging
-from .types import Anatomy, Placement, Readout
+from .types import Anatomy, Readout
 from .weights import load_weights, read_state
 
 try:

@@ -13,7 +13,7 @@ from PIL import Image
 from .errors import ImageError
 from .image import Geometry
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the original picture
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the original picture, upright
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..contributions import roll_contributions, written
 from ..errors import ModelError
+from ..layer import ALL, block_elements
 from ..registry import method
-from ..types import ALL, Trace, block_elements
+from ..types import Trace
 
 
 @method(

@@ -11,11 +11,12 @@ from torch import Tensor
 from ..attention_paths import attended, on_tokens, reading
 from ..errors import OptionError
 from ..heads import Head, one_head
+from ..layer import Layer
 from ..options import nth
 from ..placed import descended, unmerged
 from ..propagate import HeadFusion
 from ..registry import method
-from ..types import Layer, Trace
+from ..types import Trace
 
 
 @method(

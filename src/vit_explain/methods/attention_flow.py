@@ -11,10 +11,11 @@ from torch import Tensor
 from ..attention_paths import plain
 from ..flow import OTHER_CUT, SINK_CUT, SOURCE_CUT, Flows, maximum_flows
 from ..flow_cuts import Floats
+from ..layer import ALL, Layer
 from ..options import Range
 from ..propagate import DiscardRatio, HeadFusion, discard_lowest, fused_blocks, pooled_row, protected_tokens
 from ..registry import method
-from ..types import ALL, Attribution, Layer, Trace
+from ..types import Attribution, Trace
 
 DEGENERATE = 0.01  # the share of patches with a cut of their own below which a map says nothing of the token read
 

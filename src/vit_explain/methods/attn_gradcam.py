@@ -7,8 +7,9 @@ import math
 from torch import Tensor
 
 from ..attention_paths import READ_NEEDS, column_sums, on_tokens, read_attention, reading
+from ..layer import Layer
 from ..registry import method
-from ..types import Layer, Trace
+from ..types import Trace
 
 
 @method(

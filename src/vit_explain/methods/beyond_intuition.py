@@ -16,10 +16,11 @@ from ..attention_paths import (
     start_of,
     weighted_heads,
 )
+from ..layer import Layer
 from ..options import Range
 from ..propagate import Weights
 from ..registry import method
-from ..types import Layer, Trace
+from ..types import Trace
 
 
 @method(

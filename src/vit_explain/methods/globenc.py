@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from ..contributions import grams, roll_contributions, squared_norms
+from ..layer import ALL
 from ..registry import method
-from ..types import ALL, Trace
+from ..types import Trace
 
 
 @method(

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..attention_paths import weighted_heads
+from ..layer import Layer
 from ..propagate import pooled_row, roll_out
 from ..registry import method
-from ..types import Layer, Trace
+from ..types import Trace
 
 
 @method(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..attention_paths import product
+from ..layer import Layer
 from ..propagate import DiscardRatio, HeadFusion, legacy_roll_out, pooled_row, protected_tokens, roll_out
 from ..registry import method
-from ..types import Layer, Trace
+from ..types import Trace
 
 
 @method(

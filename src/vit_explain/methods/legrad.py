@@ -11,9 +11,10 @@ from torch import Tensor
 from ..attention_paths import column_sums, gradient_of, on_tokens, positive_gradient, through_pool
 from ..capture import with_gradient
 from ..errors import OptionError
+from ..layer import Layer
 from ..options import Range
 from ..registry import method
-from ..types import Layer, Trace
+from ..types import Trace
 
 
 @method(

@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..layer import block_elements
 from ..options import nth
 from ..registry import method
-from ..types import Trace, block_elements
+from ..types import Trace
 
 
 @method(

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ..attention_paths import fused_rows, on_tokens, positive_product, reading
 from ..errors import ModelError
+from ..layer import ALL, Layer
 from ..propagate import Weights, fused_blocks
 from ..registry import method
-from ..types import ALL, Layer, Trace
+from ..types import Trace
 
 
 @method(

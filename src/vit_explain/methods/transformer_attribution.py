@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..attention_paths import accumulate, fused_rows, on_tokens, reading, start_of
+from ..layer import Layer
 from ..registry import method
 from ..relevance_rules import attention_relevance
 from ..relprop import RelevanceMode, imprecise, relevances
-from ..types import Attribution, Layer, Trace
+from ..types import Attribution, Trace
 
 
 @method(

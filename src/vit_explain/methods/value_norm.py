@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ..contributions import grams, squared_norms
+from ..layer import ALL, Layer
 from ..options import nth
 from ..propagate import pooled_row
 from ..registry import method
-from ..types import ALL, Layer, Trace
+from ..types import Trace
 
 
 @method(

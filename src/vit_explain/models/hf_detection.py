@@ -8,7 +8,8 @@ from torch import nn
 
 from ..errors import ModelError
 from ..family import Placed, register
-from ..huggingface import HuggingFace, processing, type_of
+from ..hf_pictures import processing
+from ..huggingface import HuggingFace, type_of
 from ..image import Preprocessing
 from ..layouts import laid_out
 from ..structure import check_size, pair

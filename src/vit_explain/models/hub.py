@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..compiled import as_written
 from ..errors import ModelError
 from ..family import register
-from ..huggingface import IMAGENET
+from ..hf_pictures import IMAGENET
 from ..image import Preprocessing
 from ..modules import evaluation_mode
 from ..structure import anatomy_of, check_size, output_projection, pair, part, replayed

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, reason
 from ..family import register
-from ..huggingface import OPENAI
+from ..hf_pictures import OPENAI
 from ..image import Preprocessing
 from ..prompts import TOKENIZERS
 from ..structure import anatomy_of, check_size, output_projection, replayed

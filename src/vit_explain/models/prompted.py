@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..family import Family, family_of, register
-from ..huggingface import OPENAI, name_of, ours, processing
+from ..hf_pictures import OPENAI, processing
+from ..huggingface import name_of, ours
 from ..image import Preprocessing
 from ..prompts import Prompted, compares
 from ..structure import pair, part, replayed, within

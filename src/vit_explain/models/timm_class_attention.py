@@ -11,9 +11,10 @@ from timm.models.volo import VOLO, Outlooker, Transformer
 
 from ..errors import ModelError
 from ..family import register
+from ..layer import Placement
 from ..layouts import from_class_token, laid_out, whole
 from ..timm_common import Timm
-from ..types import Anatomy, Placement
+from ..types import Anatomy
 
 
 def among_patches(tokens: int) -> Placement:

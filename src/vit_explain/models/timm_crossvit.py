@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..family import register
+from ..layer import Placement
 from ..layouts import Grid, in_windows, laid_out, overlaps
 from ..timm_common import Timm
-from ..types import Anatomy, Placement, Readout
+from ..types import Anatomy, Readout
 
 
 @register

@@ -8,9 +8,10 @@ from timm.models.davit import DaVit
 from torch import nn
 
 from ..family import register
+from ..layer import Placement
 from ..layouts import Grid, blocks, halved, in_windows, numbered
 from ..timm_common import Timm
-from ..types import Anatomy, Placement
+from ..types import Anatomy
 
 
 @register

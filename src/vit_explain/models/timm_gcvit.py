@@ -9,9 +9,10 @@ from torch import nn
 
 from ..errors import ModelError
 from ..family import register
+from ..layer import Placement
 from ..layouts import Grid, blocks, halved, in_windows, numbered
 from ..timm_common import Timm
-from ..types import Anatomy, Placement
+from ..types import Anatomy
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..family import register
+from ..layer import Placement
 from ..layouts import Grid, laid_out, numbered
 from ..timm_common import Timm
-from ..types import Anatomy, Placement, Readout
+from ..types import Anatomy, Readout
 
 
 @register

@@ -10,9 +10,10 @@ from timm.models.hieradet_sam2 import HieraDet
 
 from ..errors import ModelError
 from ..family import register
+from ..layer import Placement
 from ..layouts import Grid, blocks, coarser, convolved, laid_out, numbered
 from ..timm_common import Timm
-from ..types import Anatomy, Placement
+from ..types import Anatomy
 
 
 @register

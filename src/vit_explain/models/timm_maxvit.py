@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..family import register
+from ..layer import Placement
 from ..layouts import Grid, blocks, coarser, halved, in_windows, laid_out, numbered, strides, whole
 from ..timm_common import Timm
-from ..types import Anatomy, Placement, Readout
+from ..types import Anatomy, Readout
 
 
 @register

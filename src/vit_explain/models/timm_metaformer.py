@@ -8,9 +8,10 @@ from timm.models.metaformer import Attention, MetaFormer
 from torch import nn
 
 from ..family import register
+from ..layer import Placement
 from ..layouts import Grid, convolved, whole
 from ..timm_common import Timm
-from ..types import Anatomy, Placement
+from ..types import Anatomy
 
 
 @register

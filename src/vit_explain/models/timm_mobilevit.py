@@ -9,9 +9,10 @@ from timm.models.mobilevit import MobileVitBlock
 from torch import nn
 
 from ..family import register
+from ..layer import Placement
 from ..layouts import Grid, convolved, in_windows, numbered, strides
 from ..timm_common import Timm
-from ..types import Anatomy, Placement
+from ..types import Anatomy
 
 
 @register

@@ -8,9 +8,10 @@ import torch
 from timm.models.mvitv2 import MultiScaleVit
 
 from ..family import register
+from ..layer import Placement
 from ..layouts import Grid, coarser, convolved, laid_out
 from ..timm_common import Timm
-from ..types import Anatomy, Placement, Readout
+from ..types import Anatomy, Readout
 
 
 @register

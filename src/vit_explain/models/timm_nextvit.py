@@ -9,9 +9,10 @@ from timm.models.nextvit import NextTransformerBlock, NextViT
 from torch import nn
 
 from ..family import register
+from ..layer import Placement
 from ..layouts import Grid, halved, whole
 from ..timm_common import Timm
-from ..types import Anatomy, Placement
+from ..types import Anatomy
 
 
 @register

@@ -10,9 +10,10 @@ from timm.models.pit import PoolingVisionTransformer
 from torch import nn
 
 from ..family import register
+from ..layer import Placement
 from ..layouts import Grid, coarser, halved, laid_out, whole
 from ..timm_common import Timm
-from ..types import Anatomy, Placement, Readout
+from ..types import Anatomy, Readout
 
 
 @register

@@ -9,9 +9,10 @@ from timm.models.twins import LocallyGroupedAttn, Twins
 from torch import Tensor, nn
 
 from ..family import register
+from ..layer import Placement
 from ..layouts import Grid, blocks, coarser, convolved, in_windows, laid_out, numbered, to_reduced, whole
 from ..timm_common import Timm
-from ..types import Anatomy, Placement, Readout
+from ..types import Anatomy, Readout
 
 LINEAR_GRID = (7, 7)  # what PVT v2's linear attention pools its keys to
 

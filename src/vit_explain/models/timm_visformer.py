@@ -7,9 +7,10 @@ from typing import Any
 from timm.models.visformer import Visformer
 
 from ..family import register
+from ..layer import Placement
 from ..layouts import Grid, whole
 from ..timm_common import Timm
-from ..types import Anatomy, Placement
+from ..types import Anatomy
 
 
 @register

@@ -8,9 +8,10 @@ from timm.models.xcit import Xcit
 from torch import nn
 
 from ..family import register
+from ..layer import Placement
 from ..layouts import Grid, convolved, from_class_token, laid_out
 from ..timm_common import Timm
-from ..types import Anatomy, Placement, Readout
+from ..types import Anatomy, Readout
 
 
 @register
