@@ -375,6 +375,17 @@ def test_two_at_once_do_not_write_into_one_folder(folder, explainer, tmp_path):
     run(folder, explainer, tmp_path, images=1)  # and afterwards it is free
 
 
+def test_progress_is_in_forwards_of_what_is_left(folder, explainer, tmp_path):
+    """A backward counts as two; deletion asks for 21 answers; the more there is known, the less is left."""
+    seen: list[tuple[int, int]] = []
+    each = {"rollout": 1 + 21, "gradient_rollout": 3 + 21, "random": 1 + 21, "centred_gaussian": 1 + 21}
+    first = sum(each.values())
+    for images, methods, expected in ((2, ["rollout"], 2 * (first - 24)), (3, [*each], first + 2 * 24)):
+        run(folder, explainer, tmp_path, images=images, methods=methods, progress=lambda *two: seen.append(two))
+        assert seen[0] == (0, expected) and seen[-1] == (expected, expected) and seen == sorted(seen)
+        seen.clear()
+
+
 def test_stopped_anywhere_it_goes_on(folder, explainer, tmp_path, monkeypatch):
     whole = run(folder, explainer, tmp_path / "whole")
 
@@ -722,6 +733,7 @@ def test_mosaics_are_scored(tmp_path):
         for i, one in enumerate(pictures):
             one.save(tmp_path / "photos" / f"{number}-{i}.png")
     seen: list[tuple[int, int]] = []
+    totals: list[int] = []
     options: dict[str, Any] = {"metrics": ["grid_pointing"], "methods": ["gae", "uniform", "rollout"]}
     for _ in range(2):  # the second time all is known already
         found = run(tmp_path / "photos", explainer, tmp_path, progress=lambda *two: seen.append(two), **options)
@@ -729,9 +741,11 @@ def test_mosaics_are_scored(tmp_path):
         assert scores["uniform"].value == pytest.approx(0.25, abs=1e-6) and scores["gae"].images == 2
         # A map for no class has a quarter of itself in each quarter on the mean, whatever the mosaic.
         assert scores["rollout"].interval == pytest.approx([0.25, 0.25], abs=1e-6)
-        # Of five methods on eight photos and two mosaics, with four classes each.
-        assert seen[-1] == (80, 80) and seen == sorted(seen)
+        assert seen[0][0] == 0 and seen[-1][0] == seen[-1][1] and seen == sorted(seen)
+        totals.append(seen[-1][1])
         seen.clear()
+    # Of five methods, one of them with a backward, on eight photos and two mosaics with four classes each.
+    assert totals == [(8 + 2 * 4) * (4 + 3), 0]
     own = [one for one in found.records if one.image.startswith("mosaic") and one.method == "gae"]
     for record in own:  # each class alone
         names = record.image.removeprefix("mosaic ").rpartition(": ")[0].split(" | ")

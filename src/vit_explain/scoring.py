@@ -73,7 +73,6 @@ class Scoring:
     def images(self, items: Sequence[Item], max_pixels: int) -> None:
         """Every metric but those of mosaics."""
         metrics = [one for one in self.metrics if "mosaic" not in one.needs]
-        self.total += len(items) * len(self.methods)
         stamps = {one.image: one.stamp for one in self.records if one.stamp}
         changed = [item.name for item in items if item.name in stamps and stamps[item.name] != item.stamp]
         if changed:
@@ -81,13 +80,13 @@ class Scoring:
                 f"{changed[0]!r}{f' and {len(changed) - 1} more' if changed[1:] else ''} changed since they were "
                 "measured; choose another folder"
             )
-        left = [item for item in items if any(self._lacks(item.name, one, metrics) for one in self.methods)]
-        self._advance((len(items) - len(left)) * len(self.methods))
+        left = [item for item in items if self._left([item.name], metrics)]
+        self._expect(self._left([item.name for item in left], metrics))
         for some in _batched(left, self._together):
             batch = self._read(some, max_pixels)
             if batch.names:
                 self._measure(batch, metrics)
-            self._advance((len(some) - len(batch.names)) * len(self.methods))
+            self._advance(self._left([item.name for item in some if item.name not in batch.names], metrics))
 
     def groups(self, items: Sequence[Item], side: int) -> dict[tuple[str, ...], list[str]]:
         """Names of pictures that the model knows with confidence, for a mosaic each; and what to call the mosaic when
@@ -111,13 +110,12 @@ class Scoring:
         """The metrics of mosaics."""
         metrics = [one for one in self.metrics if "mosaic" in one.needs]
         by_name = {item.name: item for item in items}
-        if metrics:
-            self.total += sum(map(len, groups.values())) * len(self.methods)
-        for group, names in groups.items() if metrics else ():
-            lacking = any(self._lacks(name, one, metrics) for name in names for one in self.methods)
-            pictures = self._read([by_name[name] for name in group], max_pixels).pixels if lacking else torch.empty(0)
+        lacking = {group: left for group, names in groups.items() if metrics and (left := self._left(names, metrics))}
+        self._expect(sum(lacking.values()))
+        for group, left in lacking.items():
+            names, pictures = groups[group], self._read([by_name[name] for name in group], max_pixels).pixels
             if len(pictures) < len(group):
-                self._advance(len(group) * len(self.methods))
+                self._advance(left)
                 continue
             whole = composed(list(pictures), side)
             height, width = self.judge.pictures(whole[None]).anatomy.covers
@@ -135,8 +133,25 @@ class Scoring:
         size = self.explainer.preprocessing.size
         return self.explainer.subject(torch.zeros(1, RGB, *size))[0].together
 
+    def _left(self, images: Sequence[str], metrics: Sequence[Metric], method: Method | None = None) -> int:
+        """About how many forwards there are to do for these images, with the default options; a backward counts as two.
+        Without ``method``, of all methods."""
+        found = 0
+        for one in self.methods if method is None else [method]:
+            lacking = sum(self._lacks(image, one, metrics) for image in images)
+            maps = 1 + sum(metric.maps for metric in metrics)
+            answers = sum(metric.forwards for metric in metrics)
+            # Of methods of others it may not be known.
+            found += lacking * (maps * max(1, one.forwards + 2 * one.backwards) + answers)
+        return found
+
+    def _expect(self, number: int) -> None:
+        """So many more forwards are to do."""
+        self.total += number
+        self._advance(0)
+
     def _advance(self, number: int) -> None:
-        """So many more images times methods are done."""
+        """So many more are done."""
         self.done += number
         self.progress(self.done, self.total)
 
@@ -189,13 +204,14 @@ class Scoring:
         if targets is None:
             targets = batch.labels if self.target == "label" else whole.argmax(1).cpu()
         for method in self.methods:
-            if method.name not in self.refused and any(self._lacks(name, method, metrics) for name in batch.names):
+            left = self._left(batch.names, metrics, method)
+            if left and method.name not in self.refused:
                 lacking = [one for one in metrics if any(self._lacks(name, method, [one]) for name in batch.names)]
                 try:
                     self.records.add(self._records(method, batch, pictures, whole, targets, lacking))
                 except (CaptureError, ModelError, OptionError) as error:
                     self._refuse(method.name, error)
-            self._advance(len(batch.names))
+            self._advance(left)
 
     def _refuse(self, what: str, error: Exception) -> None:
         """Go on without a method, or a metric of it, and say so once."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
+PACE_OVER = 600.0  # seconds over which it is averaged how fast things go
+
 
 def complain(text: str) -> None:
     """One line on standard error."""
@@ -68,7 +70,13 @@ def progress(label: str, count: int) -> Iterator[Bars]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Results go to standard output as they are: through the bars only if both are the same screen.
-    with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bars:
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+        speed_estimate_period=PACE_OVER,  # a step may take longer than the half a minute that is usual
+    ) as bars:
         yield Bars(bars, label, count)
 
 

@@ -103,7 +103,7 @@ def evaluate(
             mosaic=mosaic,
             options=options,
             metric_options=metric_options,
-            progress=bars.watch("Evaluating"),
+            progress=bars.watch("Evaluating, in forwards"),
             complain=complain,
             **given(max_pixels=max_pixels),
         )
