@@ -38,6 +38,14 @@ def test_compiled():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_more_windows_than_a_grid_dimension_holds():
+    x = torch.randn(2**16 + 1, 1, 4, 16, device="cuda")
+    layer = Layer(0.25, q=x, k=x, v=x, grad_out=x)
+    found = fused.fused_mean(layer, ALL, ALL, attention_paths.product)
+    torch.testing.assert_close(found, attention_paths.product(layer, ALL, ALL).mean(1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("method", ["rollout", "gradient_rollout", "gae", "grad_sam", "gmar", "legrad", "ag_cam"])
 def test_maps_on_a_device_are_those_of_the_processor(method):
     model, pixels = small("class token"), torch.randn(3, 3, *SIZE)

@@ -33,11 +33,10 @@ def mean_over_heads(
     each = torch.ones(1, dtype=torch.float32, device=q.device) if shares is None else shares.float().contiguous()
     wide, wide_g = max(16, triton.next_power_of_2(d)), max(16, triton.next_power_of_2(g.shape[-1]))
     if kind not in ("positive gradient", "guided"):
-        grid = (triton.cdiv(n, TILE), batch * heads)
-        sum_up: Any = _log_sums[grid]
+        sum_up: Any = _log_sums[(triton.cdiv(n, TILE) * batch * heads,)]
         sum_up(q, k, sums, *q.stride(), *k.stride(), scale, heads, n, m, d, wide, TILE, precision)
-    grid = (triton.cdiv(m, TILE), triton.cdiv(n, TILE), batch)
-    fuse: Any = _mean[grid]
+    # One dimension, since the others hold no more than 65,535 blocks, and windows may be more.
+    fuse: Any = _mean[(triton.cdiv(m, TILE) * triton.cdiv(n, TILE) * batch,)]
     fuse(
         q, k, g, w, sums, each, out, *q.stride(), *k.stride(), *g.stride(), *w.stride(),
         scale, heads, n, m, d, g.shape[-1], wide, wide_g, TILE, KINDS[kind], shares is not None, precision,
@@ -60,7 +59,8 @@ def _log_sums(
     wide: tl.constexpr, tile: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     """Each row's maximum plus the logarithm of the sum of exponentials of its scores."""
-    row, pair = tl.program_id(0) * tile, tl.program_id(1).to(tl.int64)
+    tiles = tl.cdiv(n, tile)
+    row, pair = tl.program_id(0) % tiles * tile, (tl.program_id(0) // tiles).to(tl.int64)
     image, head = pair // heads, pair % heads
     queries = _rows(q + image * qb + head * qh, row, n, qn, d, qc, wide, tile)
     top = tl.full((tile,), -float("inf"), tl.float32)
@@ -84,7 +84,9 @@ def _mean(
     precision: tl.constexpr,
 ):  # fmt: skip
     """One tile of the mean over heads."""
-    key, row, image = tl.program_id(0) * tile, tl.program_id(1) * tile, tl.program_id(2).to(tl.int64)
+    down, across = tl.cdiv(n, tile), tl.cdiv(m, tile)
+    key, row = tl.program_id(0) % across * tile, tl.program_id(0) // across % down * tile
+    image = (tl.program_id(0) // across // down).to(tl.int64)
     rows, columns = row + tl.arange(0, tile), key + tl.arange(0, tile)
     found = tl.zeros((tile, tile), tl.float32)
     for head in range(heads):
