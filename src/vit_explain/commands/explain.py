@@ -169,7 +169,7 @@ def introduce(console: Console, explainer: Explainer) -> None:
         known = ", ".join(explainer.labels or [])
         console.print(f" (knows {known}).")
         console.print(
-            f"Another: --model {ORIGINAL_DEFAULT} is the original project's; `vit-explain models` lists them."
+            f"Other models: `vit-explain models` lists them; --model {ORIGINAL_DEFAULT} is the original project's."
         )
     else:
         console.print()
