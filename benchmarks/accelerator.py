@@ -88,11 +88,11 @@ def lots(side: int, with_backward: bool) -> Iterator[Chosen]:
 def rows_of(name: str, side: int, dtype: str, rounds: int) -> Iterator[list[str]]:
     with torch.device(DEVICE):  # where random weights take no time
         model: Any = build(name, img_size=side, num_classes=1000).to(DTYPES[dtype])
-    explainer = Explainer(model)
-    batch = explainer.subject(images(1, side))[0].together
+    batch = Explainer(model).subject(images(1, side))[0].together
     pixels = images(batch, side).to(DEVICE, DTYPES[dtype])
     for with_backward, passes in ((False, forward), (True, backward)):
         for lot in lots(side, with_backward):
+            explainer = Explainer(model)  # anew, for it remembers what memory ran out for
             bare = Watched(partial(passes, model, pixels))
             works = [Watched(partial(explainer.attribute, pixels, None, one.name)) for one, _ in lot]
             for work in works[1:]:  # the first is warmed up by what follows

@@ -54,6 +54,21 @@ def test_maps_on_a_device_are_those_of_the_processor(method):
     torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-5 * float(here.abs().max()))
 
 
+def test_kernels_that_cannot_be_built_are_told_of_and_not_taken(monkeypatch):
+    def failing(*_: object) -> None:
+        raise subprocess.CalledProcessError(1, ["cc", "-c"])
+
+    monkeypatch.setattr(fused.importlib.util, "find_spec", lambda name: name)
+    asked = fused.available.__wrapped__
+    monkeypatch.setattr(fused, "fused_mean", failing)
+    with pytest.warns(RuntimeWarning, match="plain operations, which take longer: .* CalledProcessError"):
+        assert not asked(torch.device("cpu"), torch.float32)
+    monkeypatch.setattr(fused, "fused_mean", lambda *_: None)
+    assert asked(torch.device("cpu"), torch.float32)
+    monkeypatch.setattr(fused.importlib.util, "find_spec", lambda name: None)
+    assert not asked(torch.device("cpu"), torch.float32)
+
+
 def test_what_the_kernels_take(monkeypatch):
     """Everything else goes the plain way; the device is checked first, so it is feigned here."""
 
@@ -62,7 +77,7 @@ def test_what_the_kernels_take(monkeypatch):
 
     x = torch.randn(1, 2, 5, 8)
     layer = OnDevice(1.0, q=x, k=x, v=x, grad_out=x)
-    monkeypatch.setattr(fused, "available", lambda device: True)
+    monkeypatch.setattr(fused, "available", lambda device, dtype: True)
     assert fused.fuses(attention_paths.plain, layer) and fused.fuses(attention_paths.positive_product, layer)
     wide = torch.randn(1, 2, 5, 65)
     for other in (
@@ -77,7 +92,7 @@ def test_what_the_kernels_take(monkeypatch):
         assert not fused.fuses(attention_paths.plain, other)
     assert not fused.fuses(attention_paths.product, replace(layer, grad_out=None))
     assert not fused.fuses(attention_paths.product, replace(layer, v=wide, grad_out=wide))
-    monkeypatch.setattr(fused, "available", lambda device: False)
+    monkeypatch.setattr(fused, "available", lambda device, dtype: False)
     assert not fused.fuses(attention_paths.plain, layer)
     assert not fused.fuses(Layer.attention, layer)
 

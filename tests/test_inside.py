@@ -551,6 +551,12 @@ def norms_with(*far: float, spread: float = 1.0) -> Tensor:
     return norms
 
 
+@pytest.mark.parametrize("number", [1, 6, 7])
+def test_the_median_is_torchs(number):
+    values = torch.randn(3, number)
+    assert torch.equal(artifacts.median(values), values.median(1).values)
+
+
 def test_outliers_are_far_from_the_others_and_large():
     assert artifacts.outliers(norms_with(100, 60, 30)).nonzero()[:, 1].tolist() == [0, 1, 2]
     assert not artifacts.outliers(norms_with()).any()

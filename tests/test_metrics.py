@@ -16,7 +16,7 @@ from torch import Tensor
 from vit_explain import Explainer, list_methods
 from vit_explain import metrics as _registers_them  # noqa: F401
 from vit_explain.cases import Case
-from vit_explain.errors import OptionError
+from vit_explain.errors import ModelError, OptionError
 from vit_explain.judging import Judge
 from vit_explain.likeness import rank_correlation, structural_similarity
 from vit_explain.metric_registry import METRICS, Measured, choose_metrics
@@ -177,6 +177,31 @@ def test_saco(model, pictures, maps, fill):
             total += difference if effect[i] >= effect[j] else -difference
             weight += abs(difference)
         assert float(found[image]) == pytest.approx(total / weight, abs=1e-5)
+
+
+@pytest.mark.parametrize("fill", ("drop", "mean"))
+def test_where_memory_runs_out_fewer_pictures_are_asked_about_at_once(model, pictures, maps, fill, monkeypatch):
+    def found() -> list[Tensor]:
+        case = case_of(model, pictures, maps)
+        asked = [measured(name, case, fill=fill) for name in ("deletion", "saco", "faithfulness_correlation")]
+        return [case.whole, *asked, measured("average_drop", case)]
+
+    expected, most, sizes = found(), 2, []
+    plain = type(model.blocks[0]).forward
+
+    def limited(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        sizes.append(len(x))
+        if len(x) > most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return plain(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.blocks[0]), "forward", limited)
+    for again, one in zip(found(), expected, strict=True):
+        torch.testing.assert_close(again, one, rtol=1e-4, atol=1e-5)
+    assert max(sizes) > most
+    most = 0
+    with pytest.raises(ModelError, match="no memory for one image of 24x40 pixels"):
+        found()
 
 
 def test_sums_over_random_patches(model, pictures, maps):
@@ -353,6 +378,7 @@ def test_weights_that_nothing_depends_on_are_not_drawn(model, pictures):
         with randomised.last(share) as other:
             changed[share] = {n for n, p in other.named_parameters() if not torch.equal(p, model.get_parameter(n))}
     assert changed[1 / 64] == {"head.bias"} and {"cls_token", "head.weight"} < changed[1.0]
+    assert not any(one.requires_grad for one in randomised._drawn)  # which would keep the noise for as long
     assert not {"unused.weight", "unused.bias"} & changed[1.0]
     assert not randomised.model.head.weight.requires_grad and randomised.model.head.bias.requires_grad
 

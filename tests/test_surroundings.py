@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from small_models import lively
 from torch import Tensor
 
 from vit_explain import Explainer, list_methods
+from vit_explain.relprop import imprecise
 from vit_explain.surroundings import callers, own
 
 METHODS = {method.name: method for method in list_methods()}
@@ -52,6 +55,32 @@ def test_relevance_that_magnifies_rounding_says_so(name, vit, pixels):
         assert all("computes in bfloat16" in " ".join(row) for row in warnings())
     vit.bfloat16()
     assert all("computes in bfloat16" in " ".join(row) for row in warnings())
+
+
+def test_products_in_tf32_count_as_rounded():
+    class OnDevice(Tensor):
+        is_cuda = True  # type: ignore[assignment]
+
+    look = SimpleNamespace(pixels=torch.zeros(2, 3, 4, 4).as_subclass(OnDevice), layers=[])
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    try:
+        settings.fp32_precision = "ieee"
+        assert imprecise(look) == []
+        settings.fp32_precision = "tf32"
+        assert len(imprecise(look)) == 2 and "products in TF32" in imprecise(look)[0][0]
+    finally:
+        settings.fp32_precision = before
+
+
+@pytest.mark.parametrize(("name", "option"), [("attn_lrp", {"linear_gamma": 0.1}), ("cp_lrp", {"epsilon": 0.1})])
+def test_rules_of_linear_layers_hold_under_autocast(name, option, vit, pixels):
+    explainer = Explainer(vit)
+    expected = explainer.attribute(pixels, 1, name, **option)
+    with half_precision():
+        found = explainer.attribute(pixels, 1, name, **option)
+    # As near as the model's own rounding lets them be.
+    assert torch.corrcoef(torch.stack([found.flatten(), expected.flatten()]))[0, 1] > 0.99
 
 
 def seen() -> tuple[str, torch.dtype]:

@@ -26,9 +26,14 @@ def outliers(norms: Tensor, deviations: float = DEVIATIONS) -> Tensor:
     absolute deviation tells it, and more than twice their median, because norms may also differ very little. Both are
     of the image itself: Darcet et al. read fixed thresholds off histograms, which fit one model each.
     """
-    middle = norms.median(1, keepdim=True).values
-    spread = 1.4826 * (norms - middle).abs().median(1, keepdim=True).values
+    middle = median(norms)[:, None]
+    spread = 1.4826 * median((norms - middle).abs())[:, None]
     return norms > middle + torch.maximum(deviations * spread, middle)
+
+
+def median(values: Tensor) -> Tensor:
+    """(B, n) -> (B,), the lower of two; torch's own refuses ``torch.use_deterministic_algorithms`` on CUDA devices."""
+    return values.sort(1).values[:, (values.shape[1] - 1) // 2]
 
 
 def mass_on(found: Tensor, maps: Tensor) -> Tensor:

@@ -75,9 +75,7 @@ class Case:
         mask = unit(self.at("pixel").to(pixels.device), 1.0).view(-1, 1, height, width)
         faded = pixels.clone()
         faded[..., :height, :width] *= mask.to(faded.dtype)
-        with torch.no_grad():
-            _, scores = self.pictures.subject.respond(faded)
-        return self.of_target(probabilities(scores))
+        return self.of_target(probabilities(self.pictures.subject.scores(faded)))
 
     def of_target(self, scores: Tensor) -> Tensor:
         """(B, ..., classes) -> (B, ...), the column of each image's class."""

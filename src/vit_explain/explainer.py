@@ -29,7 +29,7 @@ from .photos import DEFAULT_MAX_PIXELS
 from .prompts import Prompted
 from .registry import BEST, METHODS, Method, choose_method, choose_methods, find
 from .running import Runner
-from .sharing import Asked, Result
+from .sharing import Asked, Result, clock
 from .surroundings import own
 from .targets import Target
 from .types import Anatomy
@@ -105,7 +105,8 @@ class Explainer:
         asked = self._asked(method, target, options, progress, images)
         prepared = read(images, self.preprocessing, max_pixels)
         results, _ = self._runner.run(prepared.pixels, [asked], target)
-        return self._explanation(asked, results[asked.name], prepared, time.perf_counter() - began)
+        result = results[asked.name]
+        return self._explanation(asked, result, prepared, clock(result.maps.device) - began)
 
     @own()
     def compare(

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
-import shutil
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor
 
-from .layer import Layer
+from .layer import ALL, Layer
 
 MOST_CHANNELS = 64  # of a head; tiles of more would not fit
-SHARED_MEMORY = 163_840  # bytes that the tiles of float32 take of a block's shared memory
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Products of float32 numbers: three TF32 products make one that is exact to float32's rounding.
 PRECISION = "tf32x3"
@@ -43,15 +41,25 @@ class Fusable:
 
 
 @functools.cache
-def available(device: torch.device) -> bool:
-    """Whether there is Triton, which PyTorch's packages for CUDA on Linux bring, the C compiler that it needs, and a
-    device whose blocks have room for the tiles."""
+def available(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there is Triton, which PyTorch's packages for CUDA on Linux bring, and it can build and run kernels for
+    this device and these numbers: with a compiler, Python's headers, and room for the tiles. One is tried."""
     if importlib.util.find_spec("triton") is None:
         return False
-    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+    x = torch.ones(1, 1, 2, MOST_CHANNELS, dtype=dtype, device=device)
+    try:
+        fused_mean(Layer(1.0, q=x, k=x, v=x, grad_out=x), ALL, ALL, Fusable("product", None))
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # compilers, linkers and drivers fail in many ways
+        warnings.warn(
+            f"heads are fused by plain operations, which take longer: Triton's kernels fail on {device} with "
+            f"{type(error).__name__} ({' '.join(str(error).split())[:200]})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return False
-    room = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
-    return room >= SHARED_MEMORY
+    return True
 
 
 def fuses(weights: Any, layer: Layer) -> TypeGuard[Fusable]:
@@ -64,7 +72,7 @@ def fuses(weights: Any, layer: Layer) -> TypeGuard[Fusable]:
         len(known) == len(read)
         and all(one.dtype == known[0].dtype and one.shape[-1] <= MOST_CHANNELS for one in known)
         and known[0].dtype in DTYPES
-        and available(layer.device)
+        and available(layer.device, known[0].dtype)
     )
 
 

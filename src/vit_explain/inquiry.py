@@ -161,6 +161,23 @@ class Subject:
             raise ModelError(f"{self.family.name(self.model)} returned scores that are not finite (NaN or infinity)")
         return output, logits
 
+    def scores(self, pixels: Tensor, keep: Tensor | None = None, of: Tensor | None = None) -> Tensor:
+        """``respond``'s scores (R, classes), in float32 and without gradients; where an accelerator's memory does not
+        hold the rows of one forward, in several."""
+        rows = len(pixels) if keep is None else len(keep)
+        try:
+            with torch.no_grad():
+                return self.respond(pixels, keep, of)[1].float()
+        except torch.cuda.OutOfMemoryError as error:
+            if rows == 1:
+                size = "x".join(map(str, pixels.shape[2:]))
+                raise ModelError(f"the device has no memory for one image of {size} pixels") from error
+        # Out here nothing holds any more what the forward had kept when memory ran out.
+        halves = torch.arange(rows, device=pixels.device).tensor_split(2)
+        if keep is None:
+            return torch.cat([self.scores(pixels[half]) for half in halves])
+        return torch.cat([self.scores(pixels, keep[half], None if of is None else of[half]) for half in halves])
+
     def _dropping(self, keep: Tensor, of: Tensor | None) -> Callable[[Tensor], Tensor]:
         """What leaves only the kept patches of the tokens that enter the first block."""
         if self.anatomy.undroppable:

@@ -34,8 +34,7 @@ class Judge:
 
     def whole(self, pictures: Pictures) -> Tensor:
         """Scores (B, classes) float32 of the whole pictures."""
-        with torch.no_grad():
-            return pictures.subject.respond(pictures.pixels)[1].float()
+        return pictures.subject.scores(pictures.pixels)
 
     def case(
         self,
@@ -57,7 +56,8 @@ class Judge:
         def explained(explainer: Explainer, pixels: Tensor, classes: Tensor, at_once: bool = False) -> Attribution:
             if method.family == OTHERS:
                 with torch.enable_grad(), callers():
-                    found = method.run(explainer.plain, pixels.clone(), classes)  # which its code may change
+                    # Clones, which its code may change.
+                    found = method.run(explainer.plain, pixels.clone(), classes.to(pixels.device, copy=True))
                 return Attribution(_checked(method, found, pixels, pictures))
             wanted = classes.tolist() if method.class_specific else None
             result = explainer.result(pixels[:1] if at_once else pixels, wanted, method.name, **options)

@@ -74,6 +74,7 @@ def _used(parameters: Sequence[nn.Parameter], scores: Callable[[], Tensor]) -> l
     return [gradient is not None for gradient in gradients]
 
 
+@torch.no_grad()
 def _drawn(learnt: Tensor, generator: torch.Generator) -> Tensor:
     values = learnt.float()
     deviation = values.std() if values.numel() > 1 else values.abs().mean()

@@ -252,12 +252,21 @@ def relevances(trace: Trace, mode: RelevanceMode) -> Trace:
 
 
 def imprecise(seen: Trace) -> list[list[str]]:
-    """The warning, an image each, where the model computes in half precision; ``seen`` is what ``relevances`` found."""
+    """The warning, an image each, where the model computes in less than float32, from what ``relevances`` found."""
     dtypes = [one.dtype for layer in seen.layers for one in (layer.q, layer.v, layer.probabilities) if one is not None]
     least = min((seen.pixels.dtype, *dtypes), key=lambda dtype: dtype.itemsize)
-    if least.itemsize > 2:
+    if least.itemsize <= 2:
+        how = f"computes in {str(least).removeprefix('torch.')}"
+    elif least == torch.float32 and seen.pixels.is_cuda and _rounded_to_tf32():
+        how = "makes its products in TF32"
+    else:
         return []
-    name = str(least).removeprefix("torch.")
-    return [
-        [f"the model computes in {name}, which relevance of terms that nearly cancel magnifies: take float32"]
-    ] * len(seen.pixels)
+    warning = f"the model {how}, which relevance of terms that nearly cancel magnifies: take float32"
+    return [[warning] for _ in seen.pixels]
+
+
+def _rounded_to_tf32() -> bool:
+    """Whether products of float32 numbers are on CUDA devices."""
+    settings: Any = torch.backends.cuda.matmul
+    precision = getattr(settings, "fp32_precision", None)  # since PyTorch 2.9, where both ways to set it are seen
+    return settings.allow_tf32 if precision is None else precision == "tf32"

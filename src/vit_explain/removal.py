@@ -8,7 +8,7 @@ first, read backwards. So each answer is asked for once, however many metrics re
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
@@ -73,44 +73,51 @@ class Pictures:
     def answers(self, ranks: Tensor, parts: Sequence[tuple[bool, int]], fill: Filling) -> Tensor:
         """Scores (B, parts, classes) float32 of what is left of each image: (True, k) stands for its k most relevant
         patches or pixels, (False, k) for its k least relevant ones. ``ranks`` (B, n): 0 is the most relevant."""
-        number = ranks.shape[1]
-        rows: dict[tuple[bool, int], list[int]] = {}
+        number, images = ranks.shape[1], len(self.pixels)
+        columns: dict[tuple[bool, int], list[int]] = {}
         for column, (most, k) in enumerate(parts):
-            rows.setdefault((most or k in (0, number), k), []).append(column)  # all, or none, is no matter of order
-        keep = torch.cat([ranks < k if most else ranks >= number - k for most, k in rows])
-        scores = self.ask(keep, torch.arange(len(self.pixels)).repeat(len(rows)), fill).unflatten(0, (len(rows), -1))
-        found = scores.new_empty(len(self.pixels), len(parts), scores.shape[-1])
-        for columns, own in zip(rows.values(), scores, strict=True):
-            found[:, columns] = own[:, None]
+            columns.setdefault((most or k in (0, number), k), []).append(column)  # all, or none: no matter of order
+        of, part = torch.arange(images).repeat(len(columns)), torch.arange(len(columns)).repeat_interleave(images)
+        most, stay = torch.tensor([*columns]).unbind(1)
+
+        def left(rows: Tensor) -> Tensor:
+            rank, number_left = ranks[of[rows]], stay[part[rows], None]
+            return torch.where(most[part[rows], None].bool(), rank < number_left, rank >= number - number_left)
+
+        scores = self._ask(left, stay[part], of, fill).unflatten(0, (len(columns), images))
+        found = scores.new_empty(images, len(parts), scores.shape[-1])
+        for same, own in zip(columns.values(), scores, strict=True):
+            found[:, same] = own[:, None]
         return found
 
     def ask(self, keep: Tensor, of: Tensor, fill: Filling) -> Tensor:
         """Scores (R, classes) float32 of rows of which only ``keep`` (R, patches or pixels) is left; ``of`` (R,): which
-        image each is of. Rows that drop patches share a forward with those that keep as many."""
-        device = self.pixels.device
-        keep, of = keep.to(device), of.to(device)
-        dropped = fill == "drop"
-        if dropped and self.anatomy.readout.needs_patches and not keep.any(1).all():
+        image each is of."""
+        return self._ask(lambda rows: keep[rows], keep.sum(1), of, fill)
+
+    def _ask(self, left: Callable[[Tensor], Tensor], counts: Tensor, of: Tensor, fill: Filling) -> Tensor:
+        """The same, of ``left(rows)`` (rows, patches or pixels), which for all rows at once may be many, and how many
+        stay, (R,). Rows that drop patches share a forward with those that keep as many."""
+        device, dropped = self.pixels.device, fill == "drop"
+        if dropped and self.anatomy.readout.needs_patches and not counts.all():
             raise OptionError("the head reads patches, so it has no answer without any; fill them instead of dropping")
-        counts = keep.sum(1) if dropped else torch.zeros(len(keep), dtype=torch.long, device=device)
+        groups = counts if dropped else torch.zeros_like(counts)
         behind = [] if dropped else [self._backdrop(image, fill) for image in range(len(self.pixels))]
         found: Tensor | None = None
-        with torch.no_grad():
-            for count in counts.unique():
-                rows = (counts == count).nonzero()[:, 0]
-                most = self.subject.rows(int(count) if dropped else None)
-                for some in rows.tensor_split(-(-len(rows) // most)):
-                    images, places = of[some].unique(return_inverse=True)
-                    if dropped:
-                        _, scores = self.subject.respond(self.pixels[images], keep[some], places)
-                    else:
-                        painted = torch.stack([behind[int(image)] for image in images])[places]
-                        _, scores = self.subject.respond(
-                            torch.where(self._mask(keep[some]), self.pixels[of[some]], painted)
-                        )
-                    if found is None:
-                        found = scores.new_empty(len(keep), scores.shape[-1], dtype=torch.float32)
-                    found[some] = scores.float()
+        for count in groups.unique():
+            rows = (groups == count).nonzero()[:, 0]
+            most = self.subject.rows(int(count) if dropped else None)
+            for some in rows.tensor_split(-(-len(rows) // most)):
+                images, places = of[some].unique(return_inverse=True)
+                keep = left(some).to(device)
+                if dropped:
+                    scores = self.subject.scores(self.pixels[images], keep, places.to(device))
+                else:
+                    painted = torch.stack([behind[image] for image in images.tolist()])[places]
+                    scores = self.subject.scores(torch.where(self._mask(keep), self.pixels[of[some]], painted))
+                if found is None:
+                    found = scores.new_empty(len(counts), scores.shape[-1])
+                found[some] = scores
         assert found is not None
         return found
 
@@ -130,7 +137,7 @@ class Pictures:
             size = min(max(1, round(share * number)), number - 1)
             drawn = [torch.rand(samples, number, generator=own).argsort(1) < size for own in self.generators()]
             removed = torch.stack(drawn)
-            self._drawn[key] = removed, self.without(removed, fill)
+            self._drawn[key] = removed, self.without(removed, fill).cpu()  # of all classes, for as long as the images
         return self._drawn[key]
 
     def _mask(self, keep: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ class Runner:
     ) -> None:
         self.model, self.family = model, family
         self.preprocessing = preprocessing or family.preprocessing(model)
-        self._pieces = 1  # see ``Subject``; grows where an accelerator's memory runs out
+        # See ``Subject``; grows where an accelerator's memory runs out for what such methods need at such a size.
+        self._pieces: defaultdict[Hashable, int] = defaultdict(lambda: 1)
         if labels is not None:
             classes = family.classes(model)
             if len(labels) != classes:
@@ -88,21 +90,25 @@ class Runner:
         parts: list[dict[str, Result]] = []
         # Whatever mode the caller is in: inside torch.inference_mode() nothing could be differentiated, and outside
         # of it what is never differentiated takes longer.
-        subject, _ = self.subject(pixels[:1])
-        last, first = not DIFFERENTIATED & all_needs(group) and not subject.anatomy.remembers, 0
+        needs = all_needs(group)
+        greed = needs, pixels.shape[1:]
+        subject = dataclasses.replace(self.subject(pixels[:1])[0], pieces=self._pieces[greed])
+        last, first = not DIFFERENTIATED & needs and not subject.anatomy.remembers, 0
         with torch.inference_mode(last), torch.no_grad():
             while first < images:
                 some = slice(first, first + subject.together)
                 try:
                     look = SharedLook(subject, self._ready(pixels[some]), group, refused, timed=timed)
                     columns = self._columns(wanted[some], look.logits) if wanted else []
-                    parts.append(look.results(columns, images - first))
+                    found = look.results(columns, images - first)
+                    # To where the caller's pixels are: maps of many images would fill an accelerator.
+                    parts.append({name: result.to(pixels.device) for name, result in found.items()})
                 except torch.cuda.OutOfMemoryError as error:
                     if subject.together == subject.rows() == 1:
                         names, size = ", ".join(one.name for one in group), "x".join(map(str, pixels.shape[2:]))
                         raise ModelError(f"{names}: the device has no memory for one image of {size} pixels") from error
-                    self._pieces *= 2
-                    subject, look = dataclasses.replace(subject, pieces=self._pieces), None
+                    self._pieces[greed] *= 2
+                    subject, look = dataclasses.replace(subject, pieces=self._pieces[greed]), None
                 else:
                     seconds, first = seconds + look.seconds, some.stop
         return {name: Result.joined([part[name] for part in parts]) for name in parts[-1]}, seconds
@@ -111,8 +117,7 @@ class Runner:
         """The model at the size of (B, C, H, W) pixels, and the pixels as it takes them: its device and precision."""
         channels, height, width = pixels.shape[1:]
         anatomy = self.family.anatomy(self.model, (channels, height, width))
-        black = self.preprocessing.black
-        return Subject(self.model, self.family, anatomy, black=black, pieces=self._pieces), self._ready(pixels)
+        return Subject(self.model, self.family, anatomy, black=self.preprocessing.black), self._ready(pixels)
 
     def _ready(self, pixels: Tensor) -> Tensor:
         reference = next((p for p in self.model.parameters() if p.is_floating_point()), pixels)

@@ -75,6 +75,10 @@ class Result:
         each = len(self.targets) // len(self.logits)
         return [row // each for row in range(len(self.targets))]
 
+    def to(self, device: torch.device) -> Result:
+        """The same on a device."""
+        return dataclasses.replace(self, maps=self.maps.to(device), logits=self.logits.to(device))
+
     @classmethod
     def joined(cls, parts: Sequence[Result]) -> Result:
         """Of several lots of images, in their order."""

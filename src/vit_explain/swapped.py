@@ -108,6 +108,8 @@ def group_norm(
 
     def run(x: Tensor) -> tuple[Tensor, ...]:
         positions = x[0, 0].numel()
+        if weight is not None and x.device.type != "cpu":
+            x = x.to(weight.dtype)  # as autocast does to ``func``, and not to what it calls
         out, _, inverse = torch.native_group_norm(
             x.contiguous(), weight, bias, images, channels, positions, num_groups, eps
         )
@@ -182,9 +184,10 @@ def stressed(
         return (out, share, x) if gamma else (out, share)
 
     def rule(gradient: Tensor, share: Tensor, x: Tensor | None = None) -> Tensor:
-        found = transposed(gradient * share.abs(), weight)
+        own = weight.to(gradient.dtype)  # under a caller's autocast the forward's products were of another
+        found = transposed(gradient * share.abs(), own)
         if x is not None:
-            found = found * (1 + half) + transposed(gradient * share, weight.abs()) * x.sign() * half
+            found = found * (1 + half) + transposed(gradient * share, own.abs()) * x.sign() * half
         return found
 
     return Swapped.apply(input, run, rule)  # type: ignore[return-value]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from ..artifacts import DEVIATIONS, outliers
+from ..artifacts import DEVIATIONS, median, outliers
 from ..options import Range, nth
 from ..registry import method
 from ..types import Attribution, Trace
@@ -41,7 +41,7 @@ def artifact_tokens(
         {
             "artifact_tokens": found.sum(1),
             "artifact_share": found.mean(1),
-            "median_norm": norms.median(1).values,
+            "median_norm": median(norms),
             "largest_norm": norms.amax(1),
         },
     )
