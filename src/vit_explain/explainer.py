@@ -180,7 +180,7 @@ class Explainer:
         """
         maps = self.result(inputs, target, method, progress=progress, **options).maps
         # A tensor made in inference mode could not be part of a caller's own graph.
-        return (maps.clone() if maps.is_inference() else maps).to(inputs.device)
+        return maps.clone() if maps.is_inference() else maps
 
     @own()
     def result(
