@@ -106,6 +106,8 @@ def test_as_many_unknown_folders_as_classes_are_numbered_by_name(tmp_path):
     assert {item.name: item.label for item in read_dataset(tmp_path, None, 4)} == {
         "a/x.png": 0, "b/x.png": 1, "c/x.png": 2, "d/x.png": 3,
     }  # fmt: skip
+    with pytest.raises(ImageError, match="no class 'a'"):  # where it is known that none of them is meant
+        read_dataset(tmp_path, LABELS, 4)
 
 
 def test_pictures_without_folders_have_no_class(folder):

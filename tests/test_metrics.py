@@ -179,6 +179,11 @@ def test_saco(model, pictures, maps, fill):
         assert float(found[image]) == pytest.approx(total / weight, abs=1e-5)
 
 
+def test_pixels_are_not_dropped(model, pictures, maps):
+    with pytest.raises(OptionError, match="level=pixel: pixels are no tokens"):
+        measured("deletion", case_of(model, pictures, maps), level="pixel", fill="drop")
+
+
 @pytest.mark.parametrize("fill", ("drop", "mean"))
 def test_where_memory_runs_out_fewer_pictures_are_asked_about_at_once(model, pictures, maps, fill, monkeypatch):
     def found() -> list[Tensor]:

@@ -72,6 +72,7 @@ def test_of_one_prompt_alone_the_score_is_probed():
     """The softmax of a single score is always one, and would make every perturbation look as if it changed nothing."""
     explainer = Explainer(open_clip(), texts=PROMPTS[:1], tokenizer=Words(12, False))
     assert (explainer.attribute(pixels("open_clip"), 0, "occlusion").std((1, 2)) > 0).all()
+    assert explainer.explain(pixels("open_clip"), "gae", 0).top() == []  # whose probability would always be one
 
 
 def test_nothing_of_the_model_changes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,11 @@ def test_what_cannot_be_verified_is_refused(knowing):
         verify(knowing, knowing.explain(pixels, "gae", 1))
     with pytest.raises(OptionError, match="cannot be verified with bundled"):
         verify("bundled", knowing.explain(pixels, "gae", 1), pixels)
+    other = copy.deepcopy(knowing.model)
+    with torch.no_grad():
+        other.head.weight *= 0.8
+    with pytest.raises(OptionError, match="answers otherwise than"):
+        verify(Explainer(other, preprocessing=HOW), knowing.explain(pixels, "gae", 1), pixels)
     single: Any = small("class token")
     single.reset_classifier(1)
     alone = Explainer(single, preprocessing=HOW)

@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .errors import OptionError
 from .likeness import unit
 from .removal import Filling, Level, Part, Pictures, at_level, ranked
 from .targets import probabilities
@@ -105,6 +106,8 @@ class Case:
         return [number - _rounded((1 - share) * number) for share in part.shares]
 
     def _filling(self, part: Part) -> Filling:
+        if part.level == "pixel" and part.fill == "drop":
+            raise OptionError("level=pixel: pixels are no tokens that could be dropped; give another fill")
         # One rule for all metrics, so that their answers are the same ones: whether nothing may be left.
         return self.pictures.filling("mean" if part.fill == "auto" and part.level == "pixel" else part.fill)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .options import Option
+from .perturb import FILLS
 from .registry import NEEDS, Method, by_family
 
 PATENTED = "relevance propagation"
@@ -44,6 +45,11 @@ def option_table(options: Mapping[str, Option]) -> Iterable[str]:
 def option_facts(options: Mapping[str, Option]) -> dict[str, Any]:
     """The options, ready for JSON."""
     return {name: {"default": one.default, "allowed": one.allowed} for name, one in options.items()}
+
+
+def fill_lines(fills: Mapping[str, str]) -> Iterable[str]:
+    """Ways to leave patches out, as a list in Markdown."""
+    return (f"- `{name}`: {text}" for name, text in fills.items())
 
 
 def paragraphs(function: Any) -> Iterable[str]:
@@ -113,6 +119,7 @@ def page(methods: Sequence[Method]) -> str:
         parts.append(f"## Family: {family}")
         for method in members:
             parts += _section(method)
+    parts += ["## How patches are left out", "Values of `fill`:", "\n".join(fill_lines(FILLS))]
     parts += ["## What methods need", "\n".join(f"- `{name}`: {text}" for name, text in NEEDS.items())]
     return "\n\n".join(parts) + "\n"
 

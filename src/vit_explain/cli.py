@@ -52,7 +52,7 @@ def root(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; 0 for success, 1 where some of several images failed, 2 for an error said in one line."""
+    """Run a command line; 0 for success, 1 where some images, methods or metrics failed, 2 for an error in one line."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     return said_in_one_line(lambda: app(args=given or ["--help"], prog_name="vit-explain", standalone_mode=False) or 0)
 

@@ -55,11 +55,12 @@ class Item:
 def read_dataset(source: str | Path, labels: Sequence[str] | None, classes: int) -> list[Item]:
     """Every image of a dataset, in the order of their names.
 
-    ``source``: a folder with one folder of pictures a class, named by label, number or WordNet id; a folder of pictures
-    alone; a ``.csv``, ``.json`` or ``.jsonl`` list whose rows hold ``image`` and, as far as they are known, ``label``,
-    ``left``, ``top``, ``right``, ``bottom`` (pixels; a row a box) or ``mask``, of one class a picture, both of the
-    picture upright, as its EXIF data turn it; or a folder that Hugging Face's datasets saved. ``labels``, ``classes``:
-    the model's. Raises ``ImageError``.
+    ``source``: a folder with one folder of pictures a class, named by label, number or WordNet id, or where labels are
+    not known, as many folders as classes, in their order; a folder of pictures alone; a ``.csv``, ``.json`` or
+    ``.jsonl`` list whose rows hold ``image`` and, as far as they are known, ``label``, ``left``, ``top``, ``right``,
+    ``bottom`` (pixels; a row a box) or ``mask``, of one class a picture, both of the picture upright, as its EXIF data
+    turn it; or a folder that Hugging Face's datasets saved. ``labels``, ``classes``: the model's. Raises
+    ``ImageError``.
     """
     path = Path(source)
     if path.is_file() and path.suffix in (".csv", ".json", ".jsonl"):
@@ -136,7 +137,7 @@ def _foldered(folder: Path, labels: Sequence[str] | None, classes: int) -> list[
         return [Item(file.relative_to(folder).as_posix(), file) for file in _pictures(folder)]
     numbers: dict[str, int] = {}
     found = {part.name: known.number(part.name) for part in inside}
-    if len(inside) == classes and not any(number is not None for number in found.values()):
+    if labels is None and len(inside) == classes and not any(number is not None for number in found.values()):
         # As torchvision's ImageFolder, with which such models are trained, numbers them.
         numbers = {part.name: number for number, part in enumerate(inside)}
     else:

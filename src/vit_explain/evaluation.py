@@ -49,13 +49,14 @@ def evaluate(
 
     ``data``: see ``datasets.read_dataset``. ``methods``: as in ``Explainer.compare``. ``metrics``: names; "fast" stands
     for those that need no further maps, "all" for all. ``images``: so many, chosen with ``seed`` evenly over classes;
-    ``seed`` is for all other chance, too. ``others``: methods of your own or of other packages, see ``other_method``,
-    judged on the same pictures. ``target``: which class is explained. ``mosaic``: photos a side of the mosaics for
-    ``grid_pointing``. ``options``, ``metric_options``: keywords of each method and metric, by its name. ``out``: where
-    every number is kept as it is found; the same call goes on where it was stopped, and another model, other data or
-    another version of this package is refused there. ``progress``: called as ``progress(done, total)`` in forwards, of
-    about as many as are left to do; mosaics add to the total once it is known which photos they are made of.
-    ``complain``: told of pictures that cannot be read, and of methods and metrics that cannot be had.
+    ``seed`` is for all other chance but that of the intervals, too. ``others``: methods of your own or of other
+    packages, see ``other_method``, judged on the same pictures. ``target``: which class is explained. ``mosaic``:
+    photos a side of the mosaics for ``grid_pointing``. ``options``, ``metric_options``: keywords of each method and
+    metric, by its name. ``out``: where every number is kept as it is found; the same call goes on where it was stopped,
+    and another model, other data or another version of this package is refused there. ``progress``: called as
+    ``progress(done, total)`` in forwards, of about as many as are left to do; mosaics add to the total once it is known
+    which photos they are made of. ``complain``: told of pictures that cannot be read, and of methods and metrics that
+    cannot be had.
     """
     explainer = model if isinstance(model, Explainer) else Explainer(model)
     classes = explainer.family.classes(explainer.plain)

@@ -78,9 +78,10 @@ class Explanation:
         return self.photos[self.image_of[row]]
 
     def top(self, row: int = 0, k: int = 5) -> list[tuple[str, int, float]]:
-        """The k classes that the model finds most likely for a row's image: (label, number, probability)."""
+        """The k classes that the model finds most likely for a row's image: (label, number, probability). None of a
+        model of a single class, whose score is no probability."""
         logits = self.logits[self.image_of[row]].astype(np.float64)
-        if not logits.size:
+        if logits.size < 2:
             return []
         probabilities = np.exp(logits - logits.max())
         probabilities /= probabilities.sum()

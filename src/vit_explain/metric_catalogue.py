@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .catalogue import option_facts, option_lines, option_table, paragraphs
+from .catalogue import fill_lines, option_facts, option_lines, option_table, paragraphs
 from .metric_registry import FAMILIES, NEEDS, Metric
+from .removal import FILLINGS
 
 
 def cost(metric: Metric) -> str:
@@ -55,8 +56,9 @@ def page(metrics: Sequence[Metric]) -> str:
         f"{len(metrics)} metrics by which `vit-explain evaluate` scores maps. Takes: what an image takes beside the "
         "map itself, with the default options; answers that several metrics ask for are asked for once. Parts of a "
         "picture are removed by leaving patches out as tokens where the model has an answer without them, so that it "
-        "sees no picture of a kind that it does not know, and else painted over in the mean colour; `fill` and `level` "
-        "choose the papers' own ways. Patches that a map calls equal are taken in an order of chance.",
+        "sees no picture of a kind that it does not know, and else painted over in the mean colour; `fill` "
+        "([below](#how-parts-are-removed)) and `level` choose other ways, the papers' own among them. Patches that a "
+        "map calls equal are taken in an order of chance.",
         "\n".join(_table(metrics)),
     ]
     for family in FAMILIES:
@@ -64,6 +66,11 @@ def page(metrics: Sequence[Metric]) -> str:
         for metric in metrics:
             if metric.family == family:
                 parts += _section(metric)
+    parts += [
+        "## How parts are removed",
+        "Values of `fill`, of patches; of pixels, which are no tokens, `auto` is `mean`:",
+    ]
+    parts += ["\n".join(fill_lines(FILLINGS))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -18,12 +18,17 @@ from .errors import OptionError
 from .options import Range
 from .types import Anatomy, Inquiry, Trace
 
-# How patches are left out. "drop": they are no tokens at all, as Naseer et al. (NeurIPS 2021) leave them out of a ViT.
-# The others paint over them: "mean" in the image's mean colour; "blur" with the image blurred to the size of a patch;
-# "zero" with zeros, which is the mean colour of the pictures that the preprocessing was made for; "black" with what the
-# preprocessing makes of black; "darkest" with each channel's lowest value in the image, for inputs that are not RGB.
-# "auto": "drop" where the model allows it, otherwise "mean" with a warning that says so.
+# How patches are left out.
 Fill = Literal["auto", "drop", "mean", "blur", "black", "zero", "darkest"]
+FILLS = {
+    "auto": "`drop` where the model allows it, else `mean`, and methods warn of it",
+    "drop": "they are no tokens at all, as Naseer et al. (NeurIPS 2021) leave them out of a ViT",
+    "mean": "painted over in the image's mean colour",
+    "blur": "painted over with the image blurred by a Gaussian whose standard deviation is a patch's side",
+    "black": "painted over with what the preprocessing makes of black",
+    "zero": "painted over with zeros, the mean colour of the pictures that the preprocessing was made for",
+    "darkest": "painted over with each channel's lowest value in the image, for inputs that are not RGB",
+}
 Score = Literal["probability", "logit"]  # of a class: its softmax probability or its logit
 Samples = Annotated[int, Range(2, 1e6)]
 

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from .errors import OptionError
 from .inquiry import Subject
-from .perturb import Fill, at_pixels, backdrop
+from .perturb import FILLS, Fill, at_pixels, backdrop
 from .seeds import own_seed
 from .types import Anatomy
 
 Level = Literal["patch", "pixel"]
-# How what is removed looks: see ``perturb.Fill``; "noise": Gaussian, with the image's own mean and deviation.
-Filling = Fill | Literal["noise"]
+Filling = Fill | Literal["noise"]  # how what is removed looks
+FILLINGS = FILLS | {"noise": "painted over with Gaussian noise of the image's own mean and deviation"}
 
 
 @dataclass(frozen=True)

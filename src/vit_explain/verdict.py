@@ -27,6 +27,7 @@ from .seeds import uniform_noise
 from .surroundings import own
 
 CHANCE = 8  # maps of chance, each of which a map must beat: half of them the map itself put elsewhere
+SAME_ANSWER = 0.05  # of the largest score: how far scores may be from those at the time of explaining
 FAR = 0.25  # of an axis: how far at least
 NOISES, RADIUS = 3, 0.05  # draws of uniform noise, in standard deviations of the model's input
 # Rank correlations that say so: the same map, much the same map, another map.
@@ -81,8 +82,9 @@ def verify(
     ``model``: the one that was explained, or its ``Explainer``, where that has labels or a preprocessing of its own.
     ``inputs``: the preprocessed (B, C, H, W) tensor, where that was explained and no photos. ``seed``: for all chance.
     Only maps of a class, or of none in particular (of which the likeliest class is then asked), can be judged. A row
-    takes five maps of the method, two of others and some 400 forwards. Raises ``OptionError`` for targets that are
-    functions or differences of classes, for models of a single class, and for another model than was explained.
+    takes six maps of the method, two of others and some 400 forwards. Raises ``OptionError`` for targets that are
+    functions or differences of classes, for models of a single class, and for a model that answers otherwise than the
+    one that was explained.
     """
     if any(
         number is None and name for number, name in zip(explanation.target_numbers, explanation.targets, strict=True)
@@ -106,6 +108,11 @@ def verify(
         whole = judge.whole(pictures)
         if whole.shape[1] < 2:
             raise OptionError("verifying needs a model that tells at least two classes apart")
+        before = torch.from_numpy(explanation.logits[image]).to(whole)
+        if before.shape != whole[0].shape or (whole[0] - before).abs().max() > SAME_ANSWER * before.abs().max():
+            raise OptionError(
+                f"the model answers otherwise than the {explanation.model} that was explained: give the same weights"
+            )
         target = whole.argmax(1).cpu() if number is None else torch.tensor([number])
         case = judge.case(method, explanation.options, pictures, whole, target)
         even = bool(case.maps.amax() == case.maps.amin())

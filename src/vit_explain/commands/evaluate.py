@@ -55,7 +55,9 @@ def evaluate(
     images: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="So many images, evenly over classes; by default all.")
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Which images, and all other chance.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Which images, and all other chance but that of the intervals.")
+    ] = 0,
     target: Annotated[str, typer.Option(metavar="predicted|label", help="Which class is explained.")] = "predicted",
     mosaic: Annotated[int, typer.Option(metavar="N", min=2, help="Photos a side of a mosaic, for grid_pointing.")] = 2,
     option: MethodOption = None,

@@ -43,7 +43,8 @@ def sweep(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="One of `vit-explain methods`; by default rollout, and gradient_rollout where a --target is given.",
+            help="rollout, gradient_rollout or attention_flow; by default gradient_rollout where a --target is given, "
+            "else rollout.",
         ),
     ] = None,
     target: Annotated[

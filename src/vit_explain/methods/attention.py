@@ -38,7 +38,8 @@ def attention(
 ) -> Tensor:
     """Attention of one query token over the patches, in one layer and head.
 
-    ``map = A[layer][head][query, patches]``, (B, h, w); with its prefix tokens a row sums to one.
+    ``map = A[layer][head][query, patches]``, (B, h, w); with its prefix tokens a row of one head, or of their mean,
+    sums to one.
 
     ``layer``: block number from 0, or from the end when negative. ``head``: a number, or how to fuse the heads.
     ``query``: ``"readout"``, the row the head reads (class token; mean of the patches; the learned query of a pooling

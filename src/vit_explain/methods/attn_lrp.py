@@ -56,12 +56,11 @@ def attn_lrp(
     ``level``: "patches", of the tokens that enter the first block, (B, h, w), prefix tokens dropped; "pixels", of the
     model's input, (B, H, W). ``attention``: "detach" gives queries and keys nothing, as the authors' code does for
     vision transformers; without biases y is then conserved. ``linear_gamma``, ``conv_gamma``: contributions of a
-    linear layer (a convolution, which is on the way to the pixels alone) that have its output's sign count 1 + γ times
-    (see ``swapped``). The paper uses γ for
-    vision transformers because maps are noisy without it, and searches it on a grid for every model. On the bundled
-    model a γ of 0.01 localises objects in mosaics a little better than 0 and deletes as well, and 0.25 does worse; as
-    any γ doubles the cost of the layers that it concerns, the default is 0. ``epsilon`` is added
-    to the size of outputs, so small ones lose relevance.
+    linear layer (a convolution, which is on the way to the pixels alone) that have its output's sign count 1 + γ times.
+    The paper uses γ for vision transformers because maps are noisy without it, and searches it on a grid for every
+    model. On the bundled model a γ of 0.01 localises objects in mosaics a little better than 0 and deletes as well, and
+    0.25 does worse; as any γ doubles the cost of the layers that it concerns, the default is 0. ``epsilon`` is added to
+    the size of outputs, so small ones lose relevance.
 
     With ``attention="detach"`` this is what lxt and zennit give for vision transformers, where zennit's γ reaches all
     linear layers; it does not reach the projections inside ``nn.MultiheadAttention``, which torchvision's models use.

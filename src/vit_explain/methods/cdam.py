@@ -26,6 +26,6 @@ def cdam(trace: Trace) -> Tensor:
 
     ``map_i = Σ_d T[i, d] ∂y/∂T[i, d]`` at the patches, (B, h, w), signed, with T the tokens after the norm before the
     last attention. A function of the model's output as target gives the paper's concept maps. Its smoothed and
-    integrated forms are not offered.
+    integrated forms are not offered; without them this is the map that HiRes-CAM makes of the same layer.
     """
     return (patch_features(trace) * patch_gradients(trace)).sum(2).unflatten(1, trace.anatomy.grid)

@@ -33,7 +33,7 @@ def occlusion(
     grid, one patch apart; a patch's value is the mean over the windows it is in, (B, h, w). One forward a window: 196
     on a 14 by 14 grid, and one of the whole picture. Negative where leaving a patch out raises the score.
 
-    ``fill``: how patches are left out, see ``perturb.Fill``; the paper paints grey squares, a ViT can go without.
+    ``fill``: how patches are left out; the paper paints grey squares, a ViT can go without.
     """
     h, w = trace.anatomy.grid
     hidden = _windows(h, w, min(window, h), min(window, w))

@@ -28,7 +28,7 @@ from ..types import Attribution, Trace
 def transformer_attribution(trace: Trace, *, start_layer: int = 0) -> Attribution:
     """Relevance of attention weighted by its gradient, through all layers: which looks spoke for the class.
 
-    ``Ā = mean_h (∂y/∂A ⊙ R_A)⁺`` with R_A the relevance of A (see ``relprop``: α=1, β=0, a class's logit starts with
+    ``Ā = mean_h (∂y/∂A ⊙ R_A)⁺`` with R_A the relevance of A (α=1, β=0; a class's logit starts with
     relevance 1); ``map = r (I + Ā_L) … (I + Ā_s)`` at the patches, (B, h, w), where r is the row the head reads and
     rows are not normalised. The row of the identity itself is left out: it is zero at the patches of a model with a
     class token, and the same for every patch under mean pooling.

@@ -21,7 +21,7 @@ def completeness_gap(case: Case) -> Tensor:
     """How far the map's sum is from what the method promises, relative to that; lower is better.
 
     ``|Σ map − (y(x) − y(x₀))| / |y(x) − y(x₀)|`` with the method's own y and x₀, as it states them in its facts; (B,),
-    NaN for methods that promise no sum.
+    NaN for methods that promise no sum. Of FullGrad all its terms count, also those that no patch has.
     """
     if "completeness_gap" in case.facts:
         return case.facts["completeness_gap"]

@@ -20,7 +20,7 @@ from ..removal import Filling
     higher_is_better=True,
     means="Whether the sum of a map over some patches tells how much the score falls without them.",
     does_not_mean="Methods that promise no sums, such as attention rollout, are asked for more than they say.",
-    forwards=101,
+    forwards=100,
 )
 def faithfulness_correlation(
     case: Case,

@@ -20,7 +20,7 @@ from ..removal import Filling
     means="The squared error of a map's sums, at their best scale, as forecasts of how much the score falls.",
     does_not_mean="A map of zeros has a finite error; compare with the uniform map. In squared units of the score, so "
     "numbers of different models cannot be compared.",
-    forwards=101,
+    forwards=100,
 )
 def infidelity(
     case: Case,

@@ -22,7 +22,7 @@ from ..removal import Filling
     means="Whether the sum of a map over some patches tells how much the score falls without them, for few patches "
     "and for many.",
     does_not_mean="Methods that promise no sums, such as attention rollout, are asked for more than they say.",
-    forwards=101,
+    forwards=100,
 )
 def sensitivity_n(
     case: Case,
