@@ -114,3 +114,20 @@ def planted_picture(patch: int) -> Tensor:
     row, column = divmod(patch, GRID[1])
     picture[..., row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH] += 1
     return picture
+
+
+class Memory:
+    """Of a device that holds so many rows of a block's input, and runs out at more."""
+
+    def __init__(self, monkeypatch: Any, model: Any, most: int) -> None:
+        self.most, self.sizes = most, list[int]()
+        kind, memory = type(model.blocks[0]), self
+        plain = kind.forward
+
+        def limited(block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            memory.sizes.append(len(x))
+            if len(x) > memory.most:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            return plain(block, x, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "forward", limited)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import CLASSES, GRID, PATCH, SIZE, SMALL, lively, small
+from small_models import CLASSES, GRID, PATCH, SIZE, SMALL, Memory, lively, small
 from timm.models.vision_transformer import VisionTransformer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -143,23 +143,14 @@ def test_where_memory_runs_out_fewer_images_go_into_a_forward(vit, monkeypatch, 
     explainer, options = Explainer(vit), quick(name)
     target = target_for(name, [n % CLASSES for n in range(10)])
     expected = explainer.explain(images, name, target, **options).relevance
-    sizes: list[int] = []
-    plain, most = type(vit.blocks[0]).forward, 3
-
-    def limited(self, x, *args, **kwargs):
-        sizes.append(len(x))
-        if len(x) > most:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-        return plain(self, x, *args, **kwargs)
-
-    monkeypatch.setattr(type(vit.blocks[0]), "forward", limited)
+    memory = Memory(monkeypatch, vit, 3)
     found = explainer.explain(images, name, target, **options).relevance
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
-    assert max(sizes) > most
-    sizes.clear()
+    assert max(memory.sizes) > memory.most
+    memory.sizes.clear()
     explainer.explain(images, name, target, **options)
-    assert max(sizes) <= most  # it is known from then on
-    most = 0
+    assert max(memory.sizes) <= memory.most  # it is known from then on
+    memory.most = 0
     with pytest.raises(ModelError, match=f"{name}: the device has no memory for one image of 24x40 pixels"):
         explainer.explain(images, name, target, **options)
 

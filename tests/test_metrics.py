@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import GRID, PATCH, SIZE, planted, planted_picture, small
+from small_models import GRID, PATCH, SIZE, Memory, planted, planted_picture, small
 from torch import Tensor
 
 from vit_explain import Explainer, list_methods
@@ -191,20 +191,12 @@ def test_where_memory_runs_out_fewer_pictures_are_asked_about_at_once(model, pic
         asked = [measured(name, case, fill=fill) for name in ("deletion", "saco", "faithfulness_correlation")]
         return [case.whole, *asked, measured("average_drop", case)]
 
-    expected, most, sizes = found(), 2, []
-    plain = type(model.blocks[0]).forward
-
-    def limited(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        sizes.append(len(x))
-        if len(x) > most:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-        return plain(self, x, *args, **kwargs)
-
-    monkeypatch.setattr(type(model.blocks[0]), "forward", limited)
+    expected = found()
+    memory = Memory(monkeypatch, model, 2)
     for again, one in zip(found(), expected, strict=True):
         torch.testing.assert_close(again, one, rtol=1e-4, atol=1e-5)
-    assert max(sizes) > most
-    most = 0
+    assert max(memory.sizes) > memory.most
+    memory.most = 0
     with pytest.raises(ModelError, match="no memory for one image of 24x40 pixels"):
         found()
 

@@ -47,9 +47,9 @@ def option_facts(options: Mapping[str, Option]) -> dict[str, Any]:
     return {name: {"default": one.default, "allowed": one.allowed} for name, one in options.items()}
 
 
-def fill_lines(fills: Mapping[str, str]) -> Iterable[str]:
-    """Ways to leave patches out, as a list in Markdown."""
-    return (f"- `{name}`: {text}" for name, text in fills.items())
+def glossary(words: Mapping[str, str]) -> str:
+    """What each word means, as a list in Markdown."""
+    return "\n".join(f"- `{name}`: {text}" for name, text in words.items())
 
 
 def paragraphs(function: Any) -> Iterable[str]:
@@ -119,8 +119,8 @@ def page(methods: Sequence[Method]) -> str:
         parts.append(f"## Family: {family}")
         for method in members:
             parts += _section(method)
-    parts += ["## How patches are left out", "Values of `fill`:", "\n".join(fill_lines(FILLS))]
-    parts += ["## What methods need", "\n".join(f"- `{name}`: {text}" for name, text in NEEDS.items())]
+    parts += ["## How patches are left out", "Values of `fill`:", glossary(FILLS)]
+    parts += ["## What methods need", glossary(NEEDS)]
     return "\n\n".join(parts) + "\n"
 
 

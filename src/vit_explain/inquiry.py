@@ -170,8 +170,7 @@ class Subject:
                 return self.respond(pixels, keep, of)[1].float()
         except torch.cuda.OutOfMemoryError as error:
             if rows == 1:
-                size = "x".join(map(str, pixels.shape[2:]))
-                raise ModelError(f"the device has no memory for one image of {size} pixels") from error
+                raise ModelError(exhausted(pixels)) from error
         # Out here nothing holds any more what the forward had kept when memory ran out.
         halves = torch.arange(rows, device=pixels.device).tensor_split(2)
         if keep is None:
@@ -286,6 +285,11 @@ class ModelInquiry:
         if rest or not targets:
             raise ValueError(f"{rows} rows for {self.images} images with {len(targets)} targets")
         return [target for target in targets for _ in range(each)]
+
+
+def exhausted(pixels: Tensor) -> str:
+    """Where not even one image can be looked at."""
+    return f"the device has no memory for one image of {'x'.join(map(str, pixels.shape[2:]))} pixels"
 
 
 def finite(values: Tensor) -> bool:

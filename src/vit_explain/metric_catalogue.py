@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .catalogue import fill_lines, option_facts, option_lines, option_table, paragraphs
+from .catalogue import glossary, option_facts, option_lines, option_table, paragraphs
 from .metric_registry import FAMILIES, NEEDS, Metric
 from .removal import FILLINGS
 
@@ -69,8 +69,8 @@ def page(metrics: Sequence[Metric]) -> str:
     parts += [
         "## How parts are removed",
         "Values of `fill`, of patches; of pixels, which are no tokens, `auto` is `mean`:",
+        glossary(FILLINGS),
     ]
-    parts += ["\n".join(fill_lines(FILLINGS))]
     return "\n\n".join(parts) + "\n"
 
 

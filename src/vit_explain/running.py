@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .errors import CaptureError, ModelError, TargetError
 from .family import Family
 from .image import Preprocessing
-from .inquiry import Subject
+from .inquiry import Subject, exhausted
 from .sharing import DIFFERENTIATED, Asked, Result, SharedLook, all_needs, groups
 from .targets import Target, resolve, spread
 
@@ -76,12 +76,7 @@ class Runner:
         return found, shared
 
     def _together(
-        self,
-        pixels: Tensor,
-        group: Sequence[Asked],
-        target: Any,
-        refused: dict[str, str] | None,
-        timed: bool,
+        self, pixels: Tensor, group: Sequence[Asked], target: Any, refused: dict[str, str] | None, timed: bool
     ) -> tuple[dict[str, Result], float]:
         """What methods that share a look say, and the seconds of the look."""
         images, seconds = len(pixels), 0.0
@@ -105,8 +100,8 @@ class Runner:
                     parts.append({name: result.to(pixels.device) for name, result in found.items()})
                 except torch.cuda.OutOfMemoryError as error:
                     if subject.together == subject.rows() == 1:
-                        names, size = ", ".join(one.name for one in group), "x".join(map(str, pixels.shape[2:]))
-                        raise ModelError(f"{names}: the device has no memory for one image of {size} pixels") from error
+                        names = ", ".join(one.name for one in group)
+                        raise ModelError(f"{names}: {exhausted(pixels)}") from error
                     self._pieces[greed] *= 2
                     subject, look = dataclasses.replace(subject, pieces=self._pieces[greed]), None
                 else:

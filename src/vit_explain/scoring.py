@@ -80,13 +80,13 @@ class Scoring:
                 f"{changed[0]!r}{f' and {len(changed) - 1} more' if changed[1:] else ''} changed since they were "
                 "measured; choose another folder"
             )
-        left = [item for item in items if self._left([item.name], metrics)]
-        self._expect(self._left([item.name for item in left], metrics))
-        for some in _batched(left, self._together):
+        left = {item.name: self._left([item.name], metrics, self.methods) for item in items}
+        self._expect(sum(left.values()))
+        for some in _batched([item for item in items if left[item.name]], self._together):
             batch = self._read(some, max_pixels)
             if batch.names:
                 self._measure(batch, metrics)
-            self._advance(self._left([item.name for item in some if item.name not in batch.names], metrics))
+            self._advance(sum(left[item.name] for item in some if item.name not in batch.names))
 
     def groups(self, items: Sequence[Item], side: int) -> dict[tuple[str, ...], list[str]]:
         """Names of pictures that the model knows with confidence, for a mosaic each; and what to call the mosaic when
@@ -110,12 +110,12 @@ class Scoring:
         """The metrics of mosaics."""
         metrics = [one for one in self.metrics if "mosaic" in one.needs]
         by_name = {item.name: item for item in items}
-        lacking = {group: left for group, names in groups.items() if metrics and (left := self._left(names, metrics))}
-        self._expect(sum(lacking.values()))
-        for group, left in lacking.items():
+        todo = {group: self._left(names, metrics, self.methods) for group, names in groups.items() if metrics}
+        self._expect(sum(todo.values()))
+        for group in [one for one, forwards in todo.items() if forwards]:
             names, pictures = groups[group], self._read([by_name[name] for name in group], max_pixels).pixels
             if len(pictures) < len(group):
-                self._advance(left)
+                self._advance(todo[group])
                 continue
             whole = composed(list(pictures), side)
             height, width = self.judge.pictures(whole[None]).anatomy.covers
@@ -133,17 +133,15 @@ class Scoring:
         size = self.explainer.preprocessing.size
         return self.explainer.subject(torch.zeros(1, RGB, *size))[0].together
 
-    def _left(self, images: Sequence[str], metrics: Sequence[Metric], method: Method | None = None) -> int:
-        """About how many forwards there are to do for these images, with the default options; a backward counts as two.
-        Without ``method``, of all methods."""
-        found = 0
-        for one in self.methods if method is None else [method]:
-            lacking = sum(self._lacks(image, one, metrics) for image in images)
-            maps = 1 + sum(metric.maps for metric in metrics)
-            answers = sum(metric.forwards for metric in metrics)
-            # Of methods of others it may not be known.
-            found += lacking * (maps * max(1, one.forwards + 2 * one.backwards) + answers)
-        return found
+    def _left(self, images: Sequence[str], metrics: Sequence[Metric], methods: Sequence[Method]) -> int:
+        """About how many forwards there are to do for these images, with the default options; a backward counts as two,
+        and of methods of others it may not be known."""
+        maps, answers = 1 + sum(one.maps for one in metrics), sum(one.forwards for one in metrics)
+        return sum(
+            sum(self._lacks(image, one, metrics) for image in images)
+            * (maps * max(1, one.forwards + 2 * one.backwards) + answers)
+            for one in methods
+        )
 
     def _expect(self, number: int) -> None:
         """So many more forwards are to do."""
@@ -204,7 +202,7 @@ class Scoring:
         if targets is None:
             targets = batch.labels if self.target == "label" else whole.argmax(1).cpu()
         for method in self.methods:
-            left = self._left(batch.names, metrics, method)
+            left = self._left(batch.names, metrics, [method])
             if left and method.name not in self.refused:
                 lacking = [one for one in metrics if any(self._lacks(name, method, [one]) for name in batch.names)]
                 try:

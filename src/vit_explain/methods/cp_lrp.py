@@ -51,8 +51,8 @@ def cp_lrp(
 
     ``level``: "patches", of the tokens that enter the first block, (B, h, w), prefix tokens dropped; "pixels", of the
     model's input, (B, H, W). ``linear_gamma``, ``conv_gamma``: contributions of a linear layer (a convolution, which is
-    on the way to the pixels alone) that have its output's sign count 1 + γ times; 0 is the paper's
-    own rule, larger values give less noisy maps and must be tuned for every model. ``epsilon`` is added to the size of
-    outputs, so small ones lose relevance. Any γ doubles the cost of the layers that it concerns.
+    on the way to the pixels alone) that have its output's sign count 1 + γ times; 0 is the paper's own rule, larger
+    values give less noisy maps and must be tuned for every model. ``epsilon`` is added to the size of outputs, so small
+    ones lose relevance. Any γ doubles the cost of the layers that it concerns.
     """
     return relevance(trace, level, conv_gamma=conv_gamma)

@@ -40,17 +40,16 @@ def kernel_shap(
 ) -> Attribution:
     """Shapley values of patches, or of groups of them, from a weighted regression on many subsets of the picture.
 
-    Minimises ``Σ_S w(|S|) (v(S) − v(∅) − Σ_{i∈S} φ_i)²`` with ``w(s) = (n−1) / (C(n,s) s (n−s))`` under ``Σ φ_i = v(N)
-    − v(∅)``, where v(S) is y with only the patches of S; (B, h, w), summing to ``v(N) − v(∅)`` up to rounding
-    (``efficiency_gap``). With at most ``samples`` subsets in all they are enumerated and the values are exact.
+    Minimises ``Σ_S w(|S|) (v(S) − v(∅) − Σ_{i∈S} φ_i)²`` with ``w(s) = (n−1) / (C(n,s) s (n−s))`` under
+    ``Σ φ_i = v(N) − v(∅)``, where v(S) is y with only the patches of S; (B, h, w), summing to ``v(N) − v(∅)`` up to
+    rounding (``efficiency_gap``). With at most ``samples`` subsets in all they are enumerated and the values are exact.
     Otherwise the smallest and the largest are taken whole as far as ``samples`` goes, as the authors' code does; the
     others come in random pairs with their complements (Covert and Lee, AISTATS 2021), sizes s in the proportion of
     C(n,s) w(s).
 
     ``players``: how many a side, or ``"patches"`` for each patch of its own, which needs many more ``samples``. Players
     are rectangles of patches, or with ``superpixels`` connected patches of similar colour that follow the picture's
-    edges, as many of them. The patches of a player share its value equally. ``samples``: subsets,
-    one forward each.
+    edges, as many of them. The patches of a player share its value equally. ``samples``: subsets, one forward each.
     """
     numbers = players_of(trace, players, follow_edges=superpixels)
     count = int(numbers.max()) + 1

@@ -28,8 +28,8 @@ from ..types import Attribution, Trace
 def partial_lrp(trace: Trace, *, legacy: bool = False) -> Attribution:
     """Positive relevance of the last layer's attention: which patches the deciding row drew the class from.
 
-    ``map = r mean_h R_A⁺`` at the patches, (B, h, w), where R_A is the relevance (α=1, β=0) of the
-    last layer's A and r the row that the head reads; a pooling attention is the last layer of a model that has one.
+    ``map = r mean_h R_A⁺`` at the patches, (B, h, w), where R_A is the relevance (α=1, β=0) of the last layer's A
+    and r the row that the head reads; a pooling attention is the last layer of a model that has one.
     The paper judges heads by their relevance; as a map it is a baseline of Chefer, Gur and Wolf (CVPR 2021). As there,
     sums are shared out without the renormalisation of ``transformer_attribution``.
 

@@ -43,9 +43,9 @@ def shapley_sampling(
     how pairs of orders differ.
 
     ``players``: how many a side, or ``"patches"`` for each patch of its own. Players are rectangles of patches, or with
-    ``superpixels`` connected patches of similar colour that follow the picture's edges, as many of them. The
-    patches of a player share its value equally. ``samples``: orders; each takes a forward for
-    every player but one, 48 for the default's 49.
+    ``superpixels`` connected patches of similar colour that follow the picture's edges, as many of them. The patches of
+    a player share its value equally. ``samples``: orders; each takes a forward for every player but one, 48 for the
+    default's 49.
     """
     numbers = players_of(trace, players, follow_edges=superpixels)
     count = int(numbers.max()) + 1
